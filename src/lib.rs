@@ -1,0 +1,3 @@
+//! Proves or refutes what a message broker promises, with evidence.
+
+pub mod results;
