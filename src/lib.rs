@@ -1,3 +1,10 @@
 //! Proves or refutes what a message broker promises, with evidence.
 
+pub mod checker;
+pub mod config;
+pub mod conformance;
+pub mod history;
+pub mod message;
+pub mod plan;
 pub mod results;
+pub mod runner;

@@ -131,6 +131,24 @@ impl fmt::Display for Verdict {
     }
 }
 
+impl Tool {
+    /// This program.
+    pub fn this() -> Self {
+        Tool { name: "queueproof".into(), version: env!("CARGO_PKG_VERSION").into() }
+    }
+}
+
+impl Host {
+    /// This machine.
+    pub fn this() -> Self {
+        Host {
+            os: std::env::consts::OS.into(),
+            arch: std::env::consts::ARCH.into(),
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+}
+
 impl Results {
     /// Every property result of every target.
     pub fn properties(&self) -> impl Iterator<Item = &PropertyResult> {

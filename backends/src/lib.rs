@@ -180,6 +180,11 @@ pub trait QueueBackend: Send + Sync {
         subscription: &'a str,
     ) -> BoxFuture<'a, Result<Depth, BackendError>>;
 
+    /// How often this connection was lost since it was opened, whoever's fault it was. The suite
+    /// compares it with the cuts it made itself: evidence from a connection that was lost
+    /// otherwise is worth little.
+    fn disconnects(&self) -> u64;
+
     /// Closes the connection; what it still holds unsettled returns as after a disconnect.
     ///
     /// # Behaviour

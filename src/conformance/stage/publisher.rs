@@ -1,0 +1,146 @@
+//! A publisher that writes down what it publishes.
+
+use queueproof_backends::{DedupKey, Message, PublishError, PublishReceipt};
+
+use super::Stage;
+use crate::{
+    history::{Publish, Published, What},
+    message::{self, HEADER, Identity},
+};
+
+/// A publisher of the scenario.
+pub struct Publisher<'s> {
+    pub(super) stage: &'s Stage,
+    pub(super) connection: u16,
+    pub(super) topic: u16,
+    pub(super) id: u16,
+    pub(super) inner: Box<dyn queueproof_backends::Publisher>,
+    pub(super) next: u32,
+}
+
+/// A message to be published.
+#[derive(Debug, Clone, Default)]
+pub struct Draft {
+    /// Which message of the publisher; `None` for the next.
+    pub number: Option<u32>,
+    /// Which attempt to publish it.
+    pub copy: u16,
+    /// The deduplication key, a number of the scenario.
+    pub key: Option<u32>,
+    /// Payload length, bytes; `None` for the suite's.
+    pub len: Option<usize>,
+    /// Routing key and headers.
+    pub extra: Option<(Option<String>, Vec<(String, String)>)>,
+    /// Whether it is meant to be refused.
+    pub illegal: bool,
+}
+
+impl Draft {
+    /// A copy of a message with a deduplication key.
+    pub fn keyed(key: u32, copy: u16) -> Self {
+        Draft { number: Some(key), copy, key: Some(key), ..Draft::default() }
+    }
+}
+
+/// How many messages go in one batch.
+const BATCH: usize = 256;
+
+impl Publisher<'_> {
+    /// Publishes `count` plain messages, in batches, and waits for their confirmations.
+    pub async fn send(&mut self, count: u32) {
+        let mut left = count as usize;
+        while left > 0 {
+            let batch = left.min(BATCH);
+            left -= batch;
+            self.publish_all(vec![Draft::default(); batch]).await;
+        }
+    }
+
+    /// Publishes many at once and waits for their confirmations.
+    pub async fn publish_all(&mut self, drafts: Vec<Draft>) -> Vec<Published> {
+        let (messages, mut records): (Vec<_>, Vec<_>) =
+            drafts.into_iter().map(|draft| self.compose(draft)).unzip();
+        let invoked = self.stage.now();
+        let results = self.inner.publish_batch(messages).await;
+        let completed = self.stage.now();
+        let mut outcomes: Vec<_> = results.into_iter().map(published).collect();
+        outcomes.resize_with(records.len(), || {
+            Published::Indeterminate("the backend gave no answer for it".into())
+        });
+        let mut ledger = self.stage.ledger.borrow_mut();
+        for (record, outcome) in records.drain(..).zip(&outcomes) {
+            let record = Publish { outcome: outcome.clone(), ..record };
+            let at = (invoked, completed);
+            ledger.record_at(self.connection, at, What::Publish(Box::new(record)));
+        }
+        outcomes
+    }
+
+    /// Publishes one and waits for its confirmation.
+    pub async fn publish(&mut self, draft: Draft) -> Published {
+        let (message, record) = self.compose(draft);
+        let invoked = self.stage.now();
+        let result = match self.inner.publish(message).await {
+            Ok(confirmation) => confirmation.await,
+            Err(error) => Err(error),
+        };
+        let outcome = published(result);
+        let record = Publish { outcome: outcome.clone(), ..record };
+        self.stage.record(self.connection, invoked, What::Publish(Box::new(record)));
+        outcome
+    }
+
+    /// Closes the publisher.
+    pub async fn close(self) {
+        self.inner.close().await;
+    }
+
+    /// Makes a message and its record.
+    fn compose(&mut self, draft: Draft) -> (Message, Publish) {
+        let number = draft.number.unwrap_or(self.next);
+        self.next = self.next.max(number + 1);
+        let len = draft.len.unwrap_or(self.stage.suite.payload as usize);
+        let identity = Identity { topic: self.topic, publisher: self.id, number, copy: draft.copy };
+        let payload = if len < HEADER {
+            // Too small to say who it is: the only such message of its topic.
+            self.stage.filler[..len].to_vec().into()
+        } else {
+            let mut buffer = self.stage.buffer.borrow_mut();
+            message::encode(&mut buffer, self.stage.run, identity, len, &self.stage.filler)
+        };
+        let (key, headers) = draft.extra.unwrap_or_default();
+        let dedup = draft.key.map(|key| {
+            DedupKey::Id(format!("{}-{}-{key:x}", self.stage.topic_prefix, self.topic))
+        });
+        let message = Message { payload, key, headers, dedup };
+        let record = Publish {
+            publisher: self.id,
+            number,
+            copy: draft.copy,
+            topic: self.topic,
+            key: draft.key,
+            len: u32::try_from(len).unwrap_or(u32::MAX),
+            body: message::fingerprint(&message.payload),
+            extra: message::extra_fingerprint(&message),
+            illegal: draft.illegal,
+            outcome: Published::Indeterminate(String::new()),
+        };
+        (message, record)
+    }
+}
+
+/// What a result of the contract says.
+fn published(result: Result<PublishReceipt, PublishError>) -> Published {
+    match result {
+        Ok(receipt) => Published::Confirmed {
+            duplicate: receipt.duplicate,
+            position: receipt.position,
+        },
+        Err(PublishError::NotSent(why)) => Published::NotSent(why),
+        Err(PublishError::Indeterminate(why)) => Published::Indeterminate(why),
+        Err(PublishError::Rejected { kind, reason }) => Published::Rejected(kind, reason),
+        Err(error @ (PublishError::Unsupported(_) | PublishError::Closed)) => {
+            Published::Failed(error.to_string())
+        }
+    }
+}

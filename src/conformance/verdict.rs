@@ -1,0 +1,58 @@
+//! From a history to a verdict.
+
+use queueproof_backends::Capabilities;
+
+use super::Property;
+use crate::{
+    checker::{Evidence, Findings, dedup, delivery, outcome},
+    history::{Halt, History},
+    results::{PropertyResult, Verdict},
+};
+
+/// Judges a history: pure, so that a saved one is judged the same again.
+///
+/// # Errors
+/// Why the history cannot be read: it refers to something that it does not hold.
+pub fn judge(property: &Property, history: &History) -> Result<PropertyResult, String> {
+    let evidence = Evidence::new(history)?;
+    let mut findings = Findings::default();
+    match history.end.as_ref().map(|end| &end.halt) {
+        Some(None) => {}
+        Some(Some(Halt::Broken(reason))) => findings.disturbed(reason.clone()),
+        Some(Some(Halt::Undecided(reason))) => findings.undecided(reason.clone()),
+        None => findings.undecided("the history breaks off: the run did not end"),
+    }
+    outcome::judge(&evidence, &mut findings);
+    delivery::judge(&evidence, &mut findings);
+    dedup::judge(&evidence, &mut findings);
+    (property.judge)(&evidence, &mut findings);
+    let (verdict, reason) = findings.verdict();
+    Ok(PropertyResult {
+        anomalies: findings.anomalies(),
+        observed: findings.observed,
+        key_figure: findings.key_figure,
+        duration_ms: history.duration_ms(),
+        ..result(property, verdict, reason)
+    })
+}
+
+/// The result of a property for which a capability is missing, in the backend's own words; `None`
+/// if it has all.
+pub fn skipped(property: &Property, capabilities: &Capabilities) -> Option<PropertyResult> {
+    let missing = property.needs.iter().find_map(|&need| Some((need, capabilities.missing(need)?)));
+    missing.map(|(need, why)| result(property, Verdict::Skipped, format!("{need}: {why}")))
+}
+
+/// A result without evidence.
+pub(crate) fn result(property: &Property, verdict: Verdict, reason: String) -> PropertyResult {
+    PropertyResult {
+        id: property.id.into(),
+        group: property.group().into(),
+        verdict,
+        reason,
+        anomalies: Vec::new(),
+        observed: std::collections::BTreeMap::new(),
+        key_figure: String::new(),
+        duration_ms: 0,
+    }
+}

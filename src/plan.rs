@@ -1,0 +1,77 @@
+//! What will be done: every target with its properties and settings, nothing implicit left.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{conformance::Property, config};
+use queueproof_backends::flawed::Flaw;
+
+/// A whole run, resolved.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The seed of all random choices.
+    pub seed: u64,
+    /// How many properties run at the same time on one target, 1 or more.
+    pub jobs: usize,
+    /// What every topic's name begins with.
+    pub prefix: String,
+    /// Where the histories go; `None` keeps them in memory only.
+    pub out: Option<PathBuf>,
+    /// The targets, run one after the other.
+    pub targets: Vec<TargetPlan>,
+}
+
+/// One target of a run.
+#[derive(Debug, Clone)]
+pub struct TargetPlan {
+    /// The name in the results.
+    pub name: String,
+    /// How to reach the broker.
+    pub backend: BackendPlan,
+    /// The effective settings as they are shown in results, secrets masked.
+    pub settings: serde_json::Value,
+    /// The sizes and times of the scenarios.
+    pub suite: Suite,
+    /// The promise to break on purpose, to see the suite find it.
+    pub flaw: Option<Flaw>,
+    /// The properties to check, in the order of the list.
+    pub properties: Vec<&'static Property>,
+}
+
+/// How to reach a broker.
+#[derive(Debug, Clone)]
+pub enum BackendPlan {
+    /// The embedded one.
+    Memory(config::Memory),
+    /// NATS JetStream: at a URL, or on a private server where there is none.
+    Nats(config::Nats),
+}
+
+/// The sizes and times of the scenarios.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suite {
+    /// How long a delivery stays locked, 100 ms to 1 h.
+    #[serde(with = "humantime_serde")]
+    pub ack_timeout: Duration,
+    /// How late a timed event may come before it is an anomaly.
+    #[serde(with = "humantime_serde")]
+    pub tolerance: Duration,
+    /// The deduplication window that topics are created with.
+    #[serde(with = "humantime_serde")]
+    pub dedup_window: Duration,
+    /// The delay of a delayed nack.
+    #[serde(with = "humantime_serde")]
+    pub nack_delay: Duration,
+    /// Messages in a scenario that counts them.
+    pub messages: u32,
+    /// Consumers in a scenario that has many.
+    pub consumers: u32,
+    /// Publishers in a scenario that has many.
+    pub publishers: u32,
+    /// Payload size, bytes; at least the 48 or so that the identity needs.
+    pub payload: u32,
+    /// How long one property may take in all, the clock of the run.
+    #[serde(with = "humantime_serde")]
+    pub deadline: Duration,
+}
