@@ -32,8 +32,10 @@ pub struct Identity {
 pub enum Seen {
     /// A message of this run, undamaged.
     Known(Identity),
-    /// Not what any publisher of queueproof sends, or damaged.
+    /// A message of queueproof, changed.
     Damaged,
+    /// Nothing that queueproof sends, or too small to say who it is.
+    Nameless,
     /// A message of another run.
     Foreign,
 }
@@ -66,14 +68,16 @@ pub fn encode(buffer: &mut BytesMut, run: u64, id: Identity, len: usize, filler:
 
 /// Reads back what [`encode`] made for this run.
 pub fn decode(payload: &[u8], run: u64) -> Seen {
-    let Some(header) = payload.first_chunk::<HEADER>() else { return Seen::Damaged };
+    let Some(header) = payload.first_chunk::<HEADER>() else { return Seen::Nameless };
     let u16_at = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
     let u32_at = |at: usize| {
         u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
     };
     let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
-    if u32_at(0) != MAGIC
-        || u64_at(22) != payload.len() as u64
+    if u32_at(0) != MAGIC {
+        return Seen::Nameless;
+    }
+    if u64_at(22) != payload.len() as u64
         || u32_at(CHECKSUM_AT) != checksum(payload)
     {
         return Seen::Damaged;
@@ -147,10 +151,12 @@ mod tests {
         for bit in 0..64 * 8 {
             let mut damaged = payload.to_vec();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(decode(&damaged, 7), Seen::Damaged, "bit {bit}");
+            let seen = decode(&damaged, 7);
+            assert!(matches!(seen, Seen::Damaged | Seen::Nameless), "bit {bit}");
         }
         for len in 0..64 {
-            assert_eq!(decode(&payload[..len], 7), Seen::Damaged, "{len} bytes");
+            let seen = decode(&payload[..len], 7);
+            assert!(matches!(seen, Seen::Damaged | Seen::Nameless), "{len} bytes");
         }
         assert_eq!(decode(&[&payload[..], b"x"].concat(), 7), Seen::Damaged);
     }

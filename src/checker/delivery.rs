@@ -64,6 +64,9 @@ fn identity(evidence: &Evidence<'_>, delivery: &Delivered<'_>, findings: &mut Fi
     let Some(index) = delivery.publish else {
         match op.seen {
             Seen::Damaged => findings.anomaly(AnomalyKind::Corrupt, || {
+                format!("{} was given {} bytes that were changed on their way", here(), op.len)
+            }),
+            Seen::Nameless => findings.anomaly(AnomalyKind::Phantom, || {
                 format!("{} was given {} bytes that nobody published", here(), op.len)
             }),
             Seen::Foreign => findings

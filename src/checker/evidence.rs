@@ -250,8 +250,8 @@ impl<'h> Evidence<'h> {
             let subscription = &mut self.subscriptions[usize::from(delivery.op.subscription)];
             let publish = match delivery.op.seen {
                 Seen::Known(identity) => self.identities.get(&identity).copied(),
-                Seen::Foreign => None,
-                Seen::Damaged => anonymous
+                Seen::Foreign | Seen::Damaged => None,
+                Seen::Nameless => anonymous
                     .get(&(subscription.spec.topic, delivery.op.len, delivery.op.body))
                     .copied(),
             };

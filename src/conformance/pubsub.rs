@@ -1,5 +1,7 @@
 //! `pubsub/`: every subscription gets what was published, whole and in order.
 
+use std::time::Duration;
+
 use queueproof_backends::{
     Capability::{Broadcast, Headers, Keys, Nack, Order, StartEarliest, StartLatest, WorkQueue},
     PublisherOptions, RejectKind, Retention, Start,
@@ -155,15 +157,21 @@ async fn late_subscriber(stage: &Stage) -> Result<(), Halt> {
     let mut publisher = stage.connect().await?.publisher(&topic).await?;
     let half = stage.suite.messages.div_ceil(2);
     publisher.send(half).await;
+    // So that "before" is before on any clock.
+    stage.sleep(BETWEEN).await;
     let mut consumers = Vec::new();
     for start in [Start::Earliest, Start::Latest] {
         let how = Subscribe { start, ..Subscribe::default() };
         let subscription = stage.subscribe(&director, &topic, how).await?;
         consumers.push(stage.connect().await?.consumer(&subscription, 64).await?);
     }
+    stage.sleep(BETWEEN).await;
     publisher.send(half).await;
     stage.drain(&mut consumers).await
 }
+
+/// What separates publishes from the making of a subscription.
+const BETWEEN: Duration = Duration::from_millis(10);
 
 fn judge_late_subscriber(evidence: &Evidence<'_>, findings: &mut Findings) {
     let got = |earliest: bool, before: bool| {
