@@ -154,6 +154,7 @@ pub fn stop(places: &Places, name: &str, keep_store: bool) -> Result<Background,
             broker.pid()
         )));
     }
+    broker.process.reap();
     if keep_store {
         remove_all_but_store(&dir)?
     } else {

@@ -249,8 +249,114 @@ pub(super) fn is_executable(path: &Path) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use tempfile::TempDir;
+
     use super::*;
+    use crate::brokers::{
+        ErrorClass, kind,
+        testing::{fake_server, nats, places},
+    };
+
+    #[test]
+    fn the_setting_comes_before_the_environment_before_path_before_the_cache() {
+        let dir = TempDir::new().unwrap();
+        let mut places = places(dir.path());
+        let mut wanted = Wanted::default();
+        let at = |place: &str| dir.path().join(place).join("nats-server");
+        let fake = |place: &str| {
+            fake_server(&at(place), "2.1.0");
+            at(place)
+        };
+        let is = |places: &Places, wanted: &Wanted, origin, path| {
+            assert_eq!(find(places, nats(), wanted).unwrap(), Found { path, origin });
+        };
+
+        fake("cache/brokers/nats/2.9.0");
+        fs::create_dir_all(at("cache/brokers/nats/2.99.0").parent().unwrap()).unwrap();
+        let newest = fake("cache/brokers/nats/2.20.0");
+        assert_eq!(installed(&places, nats()), ["2.9.0", "2.20.0"]);
+        is(&places, &wanted, Origin::Cache, newest);
+        let pinned = fake(&format!("cache/brokers/nats/{}", nats().pinned));
+        is(&places, &wanted, Origin::Cache, pinned);
+
+        fs::create_dir_all(at("first")).unwrap(); // A directory of that name is no executable.
+        let on_path = fake("second");
+        let search = ["first", "second"].map(|name| dir.path().join(name));
+        places.search_path = env::join_paths(search).unwrap();
+        is(&places, &wanted, Origin::Path, on_path);
+
+        places.overrides.insert("nats".into(), fake("env"));
+        is(&places, &wanted, Origin::Environment, at("env"));
+        wanted.binary = Some(fake("setting"));
+        is(&places, &wanted, Origin::Setting, at("setting"));
+    }
+
+    #[test]
+    fn a_wanted_version_passes_over_others() {
+        let dir = TempDir::new().unwrap();
+        let mut places = places(dir.path());
+        let on_path = dir.path().join("path/nats-server");
+        fake_server(&on_path, "2.11.8");
+        places.search_path = dir.path().join("path").into();
+        let cached = dir.path().join("cache/brokers/nats/2.12.1/nats-server");
+        fake_server(&cached, "2.12.1");
+        let find = |version: &str, binary: Option<&PathBuf>| {
+            let wanted = Wanted { version: Some(version.into()), binary: binary.cloned() };
+            find(&places, nats(), &wanted)
+        };
+
+        assert_eq!(find("2.11.8", None).unwrap().path, on_path);
+        assert_eq!(find("2.11.8", Some(&on_path)).unwrap().path, on_path);
+        assert_eq!(find("2.12.1", None).unwrap().path, cached);
+        let error = find("2.10.22", None).unwrap_err();
+        assert_eq!(error.class, ErrorClass::Environment);
+        for part in ["is 2.11.8", "queueproof brokers install nats --version 2.10.22"] {
+            assert!(error.message.contains(part), "{error}");
+        }
+        // A contradiction in what was asked for.
+        assert_eq!(find("2.12.1", Some(&on_path)).unwrap_err().class, ErrorClass::Usage);
+        assert_eq!(find("--help", None).unwrap_err().class, ErrorClass::Usage);
+    }
+
+    #[test]
+    fn a_missing_broker_is_an_error_that_names_every_place_and_the_remedy() {
+        let dir = TempDir::new().unwrap();
+        let places = places(dir.path());
+        let error = find(&places, nats(), &Wanted::default()).unwrap_err();
+        assert_eq!(error.class, ErrorClass::Environment);
+        let cached = dir.path().join("cache/brokers/nats/2.15.2/nats-server");
+        for part in [
+            "the settings",
+            "QUEUEPROOF_NATS_SERVER: not set",
+            "PATH: no `nats-server`",
+            cached.to_str().unwrap(),
+            "queueproof brokers install nats",
+        ] {
+            assert!(error.message.contains(part), "{part}: {error}");
+        }
+        assert_eq!(list(&places).unwrap()[0].used, Err(error));
+        assert!(kind("natz").unwrap_err().message.contains("nats"));
+    }
+
+    #[test]
+    fn an_executable_that_was_named_must_be_one() {
+        let dir = TempDir::new().unwrap();
+        let mut places = places(dir.path());
+        let file = dir.path().join("no-executable");
+        fs::write(&file, "").unwrap();
+        for path in [file, dir.path().join("missing")] {
+            let wanted = Wanted { binary: Some(path.clone()), version: None };
+            let error = find(&places, nats(), &wanted).unwrap_err();
+            assert_eq!(error.class, ErrorClass::Usage);
+            assert!(error.message.contains(path.to_str().unwrap()), "{error}");
+            places.overrides.insert("nats".into(), path);
+            let error = find(&places, nats(), &Wanted::default()).unwrap_err();
+            assert_eq!(error.class, ErrorClass::Usage);
+            assert!(error.message.contains("QUEUEPROOF_NATS_SERVER"), "{error}");
+        }
+    }
 
     #[test]
     fn a_version_is_three_numbers_and_perhaps_a_suffix() {

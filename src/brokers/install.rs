@@ -228,3 +228,160 @@ impl Drop for Client {
         end_child(&mut self.0, Duration::from_secs(2));
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::brokers::{
+        ErrorClass,
+        find::{installed, list, version_of},
+        testing::{nats, places, script},
+    };
+
+    /// Places with a `go` on PATH that logs its arguments, runs `text`, then makes a nats-server
+    /// of the version that it was asked for.
+    fn fake_go(dir: &Path, text: &str) -> Places {
+        let go = format!(
+            r#"echo "$@" >> '{}'
+            {text}
+            version="${{3##*@v}}"
+            printf '#!/bin/sh\necho nats-server: v%s\n' "$version" > "$GOBIN/nats-server"
+            chmod 755 "$GOBIN/nats-server"
+            echo "go: downloading something" >&2"#,
+            dir.join("go.log").display()
+        );
+        script(&dir.join("go-bin/go"), &go);
+        Places { search_path: dir.join("go-bin").into(), ..places(dir) }
+    }
+
+    fn install(places: &Places, version: Option<&str>) -> Result<Installed, BrokerError> {
+        super::install(places, nats(), version, &AtomicBool::new(false), &mut |_| {})
+    }
+
+    fn nothing_but_the_lock_is_left(places: &Places) {
+        let left = fs::read_dir(places.cache.join("brokers/nats")).unwrap();
+        let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, [".lock"]);
+    }
+
+    #[test]
+    fn versions_are_installed_side_by_side_and_once() {
+        let dir = TempDir::new().unwrap();
+        let places = fake_go(dir.path(), "");
+        let mut told = Vec::new();
+        let mut progress = |line: &str| told.push(line.to_owned());
+        let pinned =
+            super::install(&places, nats(), None, &AtomicBool::new(false), &mut progress).unwrap();
+        assert_eq!(told, ["go: downloading something"]);
+        assert_eq!(pinned.version, nats().pinned);
+        assert!(!pinned.already);
+        let other = install(&places, Some("2.10.22")).unwrap();
+        assert_eq!(version_of(nats(), &other.path).unwrap(), "2.10.22");
+        let again = install(&places, None).unwrap();
+        assert_eq!(again, Installed { already: true, ..pinned.clone() });
+
+        assert_eq!(installed(&places, nats()), ["2.10.22", nats().pinned]);
+        let listing = list(&places).unwrap();
+        assert_eq!(listing[0].used.as_ref().unwrap().path, pinned.path);
+        assert_eq!(listing[0].version, Some(Ok(nats().pinned.to_owned())));
+        let log = fs::read_to_string(dir.path().join("go.log")).unwrap();
+        let module = "install -v github.com/nats-io/nats-server/v2";
+        assert_eq!(log, format!("{module}@v2.15.2\n{module}@v2.10.22\n"));
+    }
+
+    #[test]
+    fn two_that_install_at_the_same_time_build_once() {
+        let dir = TempDir::new().unwrap();
+        let places = fake_go(dir.path(), "sleep 0.3");
+        let (one, two) = thread::scope(|scope| {
+            let install = || install(&places, None).unwrap();
+            let (one, two) = (scope.spawn(install), scope.spawn(install));
+            (one.join().unwrap(), two.join().unwrap())
+        });
+        assert_ne!(one.already, two.already);
+        assert_eq!(one.path, two.path);
+        let log = fs::read_to_string(dir.path().join("go.log")).unwrap();
+        assert_eq!(log.lines().count(), 1);
+    }
+
+    #[test]
+    fn a_failed_installation_shows_the_last_lines_and_leaves_nothing() {
+        let dir = TempDir::new().unwrap();
+        let text = "for i in $(seq 100); do echo line $i >&2; done; echo no network >&2; exit 7";
+        let places = fake_go(dir.path(), text);
+        let error = install(&places, None).unwrap_err();
+        assert_eq!(error.class, ErrorClass::Environment);
+        for part in ["exit status: 7", "line 100", "no network"] {
+            assert!(error.message.contains(part), "{error}");
+        }
+        assert!(!error.message.contains("line 50"), "{error}");
+        nothing_but_the_lock_is_left(&places);
+    }
+
+    #[test]
+    fn another_version_than_asked_for_is_not_installed() {
+        let dir = TempDir::new().unwrap();
+        let places = fake_go(dir.path(), "set -- a b c@v9.9.9");
+        let error = install(&places, None).unwrap_err();
+        assert!(error.message.contains("9.9.9"), "{error}");
+        nothing_but_the_lock_is_left(&places);
+    }
+
+    #[test]
+    fn an_interrupted_installation_ends_its_client_and_leaves_nothing() {
+        let dir = TempDir::new().unwrap();
+        let started = dir.path().join("started");
+        let text = format!("sleep 60 & touch '{}'; wait", started.display());
+        let places = fake_go(dir.path(), &text);
+        let interrupted = AtomicBool::new(false);
+        let begun = Instant::now();
+        let error = thread::scope(|scope| {
+            let installing =
+                scope.spawn(|| super::install(&places, nats(), None, &interrupted, &mut |_| {}));
+            assert!(wait_until(Duration::from_secs(30), || started.exists()));
+            interrupted.store(true, Ordering::Relaxed);
+            installing.join().unwrap().unwrap_err()
+        });
+        assert_eq!(error.class, ErrorClass::Interrupted);
+        // It waited for nobody's 60 s.
+        assert!(begun.elapsed() < Duration::from_secs(50));
+        nothing_but_the_lock_is_left(&places);
+    }
+
+    #[test]
+    fn what_a_killed_installation_left_is_removed_by_the_next() {
+        let dir = TempDir::new().unwrap();
+        let places = fake_go(dir.path(), "");
+        let kind_dir = places.cache.join("brokers/nats");
+        let half = kind_dir.join(".building-half");
+        fs::create_dir_all(&half).unwrap();
+        fs::create_dir_all(kind_dir.join(nats().pinned)).unwrap(); // With nothing in it.
+        install(&places, None).unwrap();
+        assert!(!half.exists());
+        assert_eq!(installed(&places, nats()), [nats().pinned]);
+    }
+
+    #[test]
+    fn without_go_the_message_says_so() {
+        let dir = TempDir::new().unwrap();
+        let error = install(&places(dir.path()), None).unwrap_err();
+        assert_eq!(error.class, ErrorClass::Environment);
+        assert!(error.message.contains("no `go` on PATH"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_version_never_reaches_a_command_line() {
+        let dir = TempDir::new().unwrap();
+        let places = fake_go(dir.path(), "");
+        for version in ["latest", "-toolexec=x", "2.15.2 x", "../../2.15.2", "2.15.2@x", ""] {
+            let error = install(&places, Some(version)).unwrap_err();
+            assert_eq!(error.class, ErrorClass::Usage);
+            assert!(error.message.contains(&format!("`{version}`")), "{error}");
+        }
+        assert!(!dir.path().join("go.log").exists());
+        assert!(!places.cache.exists());
+    }
+}

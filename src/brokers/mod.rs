@@ -254,3 +254,39 @@ impl BrokerError {
 fn absolute(path: &Path) -> Result<PathBuf, BrokerError> {
     std::path::absolute(path).map_err(BrokerError::io(format_args!("`{}`", path.display())))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod testing {
+    use std::{collections::BTreeMap, ffi::OsString, path::Path, process::Command};
+
+    use super::{BrokerKind, Places, kind};
+
+    pub fn nats() -> &'static BrokerKind {
+        kind("nats").unwrap()
+    }
+
+    /// Places below a test's directory, with nothing on PATH.
+    pub fn places(dir: &Path) -> Places {
+        Places {
+            cache: dir.join("cache"),
+            state: dir.join("state"),
+            search_path: OsString::new(),
+            overrides: BTreeMap::new(),
+        }
+    }
+
+    /// Writes an executable script. Another process does it: a file that this one holds open for
+    /// writing, if only because a child was forked meanwhile, could not be executed.
+    pub fn script(path: &Path, text: &str) {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let write = r#"printf '#!/bin/sh\n%s\n' "$1" > "$2" && chmod 755 "$2""#;
+        let sh = Command::new("sh").args(["-c", write, "sh", text]).arg(path).status();
+        assert!(sh.unwrap().success());
+    }
+
+    /// An executable that says it is this version.
+    pub fn fake_server(path: &Path, version: &str) {
+        script(path, &format!("echo 'nats-server: v{version}'"));
+    }
+}

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpid};
 use serde::{Deserialize, Serialize};
 
 use super::BrokerError;
@@ -33,25 +33,34 @@ impl ProcessId {
     /// Returns whether it is gone.
     pub fn end(&self, grace: Duration) -> bool {
         for (signal, patience) in [(Signal::TERM, grace), (Signal::KILL, Duration::from_secs(5))] {
-            if !self.is_running() {
-                return true;
-            }
-            signal_group(self.pid, signal);
-            // A paused process handles nothing but SIGKILL until it is resumed.
-            signal_group(self.pid, Signal::CONT);
-            if wait_until(patience, || !self.is_running()) {
-                return true;
+            if self.is_running() {
+                signal_group(self.pid, signal);
+                // A paused process handles nothing but SIGKILL until it is resumed.
+                signal_group(self.pid, Signal::CONT);
+                wait_until(patience, || !self.is_running());
             }
         }
-        false
+        !self.is_running()
+    }
+
+    /// Clears away what is left of the process, if it was a child of this one and is dead.
+    pub fn reap(&self) {
+        if let Some(pid) = as_pid(self.pid) {
+            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        }
     }
 }
 
 /// Signals the group that a process leads. A group that is gone already is no error.
 pub(super) fn signal_group(leader: u32, signal: Signal) {
-    if let Some(group) = i32::try_from(leader).ok().and_then(Pid::from_raw) {
+    if let Some(group) = as_pid(leader) {
         let _ = kill_process_group(group, signal);
     }
+}
+
+/// Not 0 and 1: a damaged file may say so, and to signal the "group" 1 is to signal everybody.
+fn as_pid(id: u32) -> Option<Pid> {
+    i32::try_from(id).ok().filter(|id| *id > 1).and_then(Pid::from_raw)
 }
 
 /// Ends a child that leads its group, and waits for it: `SIGTERM`, then after `grace` `SIGKILL`.
