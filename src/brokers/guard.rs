@@ -179,7 +179,7 @@ fn serve() -> io::Result<()> {
     };
     send(&stream, &Answer::Ok(kept.instance.report()))?;
     while !over.load(Ordering::Relaxed) {
-        match lines.recv_timeout(Duration::from_millis(50)) {
+        match lines.recv_timeout(Duration::from_millis(200)) {
             Ok(line) => {
                 let request: Request = serde_json::from_str(&line)?;
                 send(&stream, &kept.instance.obey(request, &over))?;

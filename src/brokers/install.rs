@@ -154,6 +154,8 @@ fn go_install(
     command
         .args(["install", "-v", package])
         .env("GOBIN", into.path())
+        // Removed with the rest, should Go be ended before it could do so itself.
+        .env("GOTMPDIR", into.path())
         // A broker for this machine, that needs no C compiler to be built.
         .env("CGO_ENABLED", "0")
         .env_remove("GOOS")

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BrokerError, BrokerKind, Launch, Readiness, StartSettings, process,
-    process::{ProcessId, end_child},
+    process::{ProcessId, end_child, is_stopped, wait_until},
 };
 
 /// A broker that was started; ended when dropped, unless it was [detached](Self::detach).
@@ -106,8 +106,8 @@ impl Instance {
         match request {
             Request::Report => {}
             Request::Stop => self.end(self.kind.stop_timeout),
-            Request::Kill => self.end_with(Signal::KILL),
-            Request::Pause => self.signal(Signal::STOP)?,
+            Request::Kill => self.kill(),
+            Request::Pause => self.pause()?,
             Request::Resume => self.signal(Signal::CONT)?,
             Request::Restart => self.restart(cancelled)?,
         }
@@ -148,11 +148,10 @@ impl Instance {
         }
     }
 
-    fn end_with(&mut self, signal: Signal) {
-        if self.is_alive()
+    fn kill(&mut self) {
+        if self.signal(Signal::KILL).is_ok()
             && let Some(child) = &mut self.child
         {
-            process::signal_group(child.id(), signal);
             let _ = child.wait();
         }
     }
@@ -165,6 +164,14 @@ impl Instance {
             process::signal_group(child.id(), signal);
         }
         Ok(())
+    }
+
+    fn pause(&mut self) -> Result<(), BrokerError> {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        self.signal(Signal::STOP)?;
+        // The signal is only on its way: a thread on another core may still answer (measured).
+        let stopped = wait_until(PATIENCE, || self.child.as_ref().is_some_and(is_stopped));
+        if stopped { Ok(()) } else { Err(self.failure("could not be paused", 0)) }
     }
 
     /// On the same store and ports, after a graceful stop if it still runs.
@@ -196,7 +203,7 @@ impl Instance {
             .map_err(StartFailure::Other)
             .and_then(|()| self.wait_ready(cancelled, log_begins));
         if ready.is_err() {
-            self.end_with(Signal::KILL);
+            self.kill();
         }
         ready
     }

@@ -5,7 +5,7 @@
 //! stopped by name. What is special about one broker is a row of [`BROKERS`].
 //!
 //! Nothing here prints, and every call blocks: from async code call it through `spawn_blocking`
-//! (`pause`, `resume`, `kill9` and `is_alive` answer within a millisecond or so).
+//! (`pause`, `resume`, `kill9` and `is_alive` take some 2 ms at most, measured).
 
 use std::{
     collections::BTreeMap,
@@ -82,7 +82,8 @@ pub enum Install {
 pub struct StartSettings {
     /// The executable, as [`find`] found it.
     pub binary: PathBuf,
-    /// Where a private broker's temporary directory is made; `None` for the system's place.
+    /// Where a private broker's temporary directory is made; `None` for the system's place. A
+    /// background broker has its own place.
     pub parent: Option<PathBuf>,
     /// Whether it keeps messages at all (NATS: whether JetStream is on). Without, it is the server
     /// that lacks what the backend needs.
@@ -92,7 +93,8 @@ pub struct StartSettings {
     /// Lines for the broker's configuration file, in its own language. Address, port, name and
     /// store directory are queueproof's, whatever these lines say.
     pub extra: String,
-    /// The queueproof executable that guards a private broker (see [`PrivateBroker`]).
+    /// The queueproof executable that guards a private broker (see [`PrivateBroker`]); `None` for
+    /// no guard. A background broker has none.
     pub guard: Option<PathBuf>,
 }
 

@@ -59,7 +59,7 @@ pub(super) struct Kept {
 }
 
 impl PrivateBroker {
-    /// Starts a broker, and waits until it takes clients (NATS: some 50 ms with a guard, measured).
+    /// Starts a broker, and waits until it takes clients (NATS: some 10 ms, measured).
     ///
     /// # Errors
     /// Environment: it cannot be started, or is not ready within the kind's `start_timeout`; the

@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpid};
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process_group, waitid, waitpid,
+};
 use serde::{Deserialize, Serialize};
 
 use super::BrokerError;
@@ -74,6 +76,12 @@ pub(super) fn end_child(child: &mut Child, grace: Duration) {
         signal_group(child.id(), Signal::KILL);
         let _ = child.wait();
     }
+}
+
+/// Whether all of a child's threads stand still.
+pub(super) fn is_stopped(child: &Child) -> bool {
+    let look = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    waitid(WaitId::Pid(Pid::from_child(child)), look).is_ok_and(|stopped| stopped.is_some())
 }
 
 /// Waits until `done`, looking every few milliseconds; whether it was done in time.

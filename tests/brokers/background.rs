@@ -18,7 +18,7 @@ use queueproof::brokers::{ErrorClass, Places, StartSettings, background, list, v
 use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::{PATIENCE, eventually, greeting, mode, nats, nats_server, pid, runs};
+use crate::{PATIENCE, eventually, greeting, mode, nats, nats_server, pid, runs, sleeper};
 
 fn places(dir: &Path) -> Places {
     Places {
@@ -155,13 +155,7 @@ fn a_background_broker_that_cannot_start_shows_its_log_and_leaves_nothing() {
 fn an_interrupted_start_leaves_nothing() {
     let dir = TempDir::new().unwrap();
     let places = places(dir.path());
-    // Runs, and never becomes ready.
-    let sleeper = dir.path().join("sleeper");
-    // Not written by this process: a child forked meanwhile would hold it open for writing, and
-    // it could not be executed.
-    let write = "printf '#!/bin/sh\nexec sleep 60\n' > \"$1\" && chmod 755 \"$1\"";
-    let sh = Command::new("sh").args(["-c", write, "sh"]).arg(&sleeper).status();
-    assert!(sh.unwrap().success());
+    let sleeper = sleeper(dir.path());
     let interrupted = Arc::new(AtomicBool::new(false));
     let start = thread::spawn({
         let (places, interrupted) = (places.clone(), Arc::clone(&interrupted));

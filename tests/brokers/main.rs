@@ -81,3 +81,13 @@ fn greeting(port: u16, patience: Duration) -> std::io::Result<String> {
     BufReader::new(stream).read_line(&mut line)?;
     Ok(line)
 }
+
+/// Makes an executable that runs and never becomes ready. Another process writes it: a file that
+/// this one holds open for writing, if only in a child forked meanwhile, could not be executed.
+fn sleeper(dir: &Path) -> PathBuf {
+    let path = dir.join("sleeper");
+    let write = r#"printf '#!/bin/sh\nexec sleep 60\n' > "$1" && chmod 755 "$1""#;
+    let sh = Command::new("sh").args(["-c", write, "sh"]).arg(&path).status();
+    assert!(sh.unwrap().success());
+    path
+}

@@ -3,6 +3,7 @@
 use std::{
     env, fs,
     io::{BufRead, BufReader},
+    net::TcpListener,
     os::unix::process::CommandExt,
     path::Path,
     process::{Child, Command, Stdio},
@@ -14,7 +15,9 @@ use queueproof::brokers::{ErrorClass, PrivateBroker, StartSettings, SyncInterval
 use rustix::process::{Signal, kill_process, kill_process_group};
 use tempfile::TempDir;
 
-use crate::{PATIENCE, eventually, greeting, is_empty, mode, nats, nats_server, pid, ps, runs};
+use crate::{
+    PATIENCE, eventually, greeting, is_empty, mode, nats, nats_server, pid, ps, runs, sleeper,
+};
 
 /// Settings for a guarded broker in a directory that the test looks at afterwards.
 fn settings(binary: &Path, parent: &Path) -> StartSettings {
@@ -89,6 +92,7 @@ fn a_paused_broker_answers_nobody_until_it_is_resumed() {
     let dir = TempDir::new().unwrap();
     let broker = PrivateBroker::start(nats(), settings(&binary, dir.path())).unwrap();
     broker.pause().unwrap();
+    broker.pause().unwrap();
     assert!(broker.is_alive());
     assert!(greeting(broker.port(), Duration::from_millis(300)).is_err());
     broker.resume().unwrap();
@@ -130,6 +134,24 @@ fn a_broker_that_was_killed_or_stopped_restarts_on_its_store_and_port() {
     broker.restart().unwrap();
     greeting(broker.port(), PATIENCE).unwrap();
     assert!(kept.exists());
+}
+
+#[test]
+fn a_restart_waits_for_a_port_that_somebody_has_for_a_moment() {
+    let Some(binary) = nats_server() else { return };
+    let dir = TempDir::new().unwrap();
+    let broker = PrivateBroker::start(nats(), settings(&binary, dir.path())).unwrap();
+    broker.stop().unwrap();
+    let somebody = TcpListener::bind(("127.0.0.1", broker.port())).unwrap();
+    thread::scope(|scope| {
+        let restart = scope.spawn(|| broker.restart());
+        eventually("the restart was refused once", || {
+            broker.log_tail().unwrap().contains("address already in use")
+        });
+        drop(somebody);
+        restart.join().unwrap().unwrap();
+    });
+    greeting(broker.port(), PATIENCE).unwrap();
 }
 
 #[test]
@@ -211,8 +233,9 @@ fn a_guard_that_is_no_queueproof_is_an_error() {
 
 // What is left of a broker when the process that started it is gone.
 
-/// Set for the process that [`Helper`] starts: where it makes its broker.
+/// Set for the process that runs [`the_helper`]: where it makes its broker, and of what.
 const HELPER_DIR: &str = "QUEUEPROOF_TEST_HELPER_DIR";
+const HELPER_BINARY: &str = "QUEUEPROOF_TEST_HELPER_BINARY";
 
 /// A process of its own with a private broker: this test program, running `the_helper`.
 struct Helper {
@@ -223,15 +246,8 @@ struct Helper {
 }
 
 impl Helper {
-    fn start(dir: &Path) -> Helper {
-        let mut child = Command::new(env::current_exe().unwrap())
-            .args(["private::the_helper", "--exact", "--ignored", "--nocapture"])
-            .env(HELPER_DIR, dir)
-            .stdout(Stdio::piped())
-            // As at a terminal: a group to which Ctrl-C goes.
-            .process_group(0)
-            .spawn()
-            .unwrap();
+    fn start(dir: &Path, binary: &Path) -> Helper {
+        let mut child = Helper::process(dir, binary);
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         let told = lines.find_map(|line| {
             let (_, told) = line.split_once("broker: ")?;
@@ -240,6 +256,18 @@ impl Helper {
         });
         let (broker, port) = told.expect("the helper tells about its broker");
         Helper { child, broker, guard: ps("ppid=", broker).parse().unwrap(), port }
+    }
+
+    fn process(dir: &Path, binary: &Path) -> Child {
+        Command::new(env::current_exe().unwrap())
+            .args(["private::the_helper", "--exact", "--ignored", "--nocapture"])
+            .env(HELPER_DIR, dir)
+            .env(HELPER_BINARY, binary)
+            .stdout(Stdio::piped())
+            // As at a terminal: a group to which Ctrl-C goes.
+            .process_group(0)
+            .spawn()
+            .unwrap()
     }
 
     fn leaves_nothing_in(mut self, dir: &Path) {
@@ -254,21 +282,19 @@ impl Helper {
 #[ignore = "started by other tests, as a process of its own"]
 #[allow(clippy::print_stdout)]
 fn the_helper() {
-    let Some(dir) = env::var_os(HELPER_DIR) else { return };
-    let Some(binary) = nats_server() else { return };
-    let broker = PrivateBroker::start(nats(), settings(&binary, Path::new(&dir))).unwrap();
+    let [Some(dir), Some(binary)] = [HELPER_DIR, HELPER_BINARY].map(env::var_os) else { return };
+    let settings = settings(Path::new(&binary), Path::new(&dir));
+    let broker = PrivateBroker::start(nats(), settings).unwrap();
     println!("broker: {} {}", broker.pid(), broker.port());
     thread::sleep(2 * PATIENCE);
 }
 
 #[test]
 fn a_killed_queueproof_leaves_no_process_and_no_file() {
-    if nats_server().is_none() {
-        return;
-    }
+    let Some(binary) = nats_server() else { return };
     let dir = TempDir::new().unwrap();
     for signal in [Signal::KILL, Signal::TERM, Signal::INT, Signal::HUP] {
-        let helper = Helper::start(dir.path());
+        let helper = Helper::start(dir.path(), &binary);
         greeting(helper.port, PATIENCE).unwrap();
         // To the group, as the terminal sends it.
         kill_process_group(pid(helper.child.id()), signal).unwrap();
@@ -277,12 +303,21 @@ fn a_killed_queueproof_leaves_no_process_and_no_file() {
 }
 
 #[test]
+fn a_queueproof_killed_while_it_starts_a_broker_leaves_nothing() {
+    let (dir, elsewhere) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let mut helper = Helper::process(dir.path(), &sleeper(elsewhere.path()));
+    eventually("the broker is being started", || !is_empty(dir.path()));
+    helper.kill().unwrap();
+    helper.wait().unwrap();
+    // Its directory goes last.
+    eventually("nothing is left", || is_empty(dir.path()));
+}
+
+#[test]
 fn a_guard_outlives_the_signals_of_a_terminal_and_obeys_sigterm() {
-    if nats_server().is_none() {
-        return;
-    }
+    let Some(binary) = nats_server() else { return };
     let dir = TempDir::new().unwrap();
-    let mut helper = Helper::start(dir.path());
+    let mut helper = Helper::start(dir.path(), &binary);
     for signal in [Signal::INT, Signal::HUP, Signal::QUIT] {
         kill_process(pid(helper.guard), signal).unwrap();
     }
