@@ -64,9 +64,17 @@ pub(super) const LOG: &str = "broker.log";
 /// reach that very port (which can connect to itself).
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
+/// Why a process did not become ready.
 enum StartFailure {
+    /// Somebody else listens on its port: another try may succeed.
     PortTaken(BrokerError),
     Other(BrokerError),
+}
+
+impl From<BrokerError> for StartFailure {
+    fn from(error: BrokerError) -> Self {
+        StartFailure::Other(error)
+    }
 }
 
 impl Instance {
@@ -105,7 +113,7 @@ impl Instance {
     ) -> Result<Report, BrokerError> {
         match request {
             Request::Report => {}
-            Request::Stop => self.end(self.kind.stop_timeout),
+            Request::Stop => self.stop(),
             Request::Kill => self.kill(),
             Request::Pause => self.pause()?,
             Request::Resume => self.signal(Signal::CONT)?,
@@ -142,9 +150,9 @@ impl Instance {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    fn end(&mut self, grace: Duration) {
+    fn stop(&mut self) {
         if let Some(child) = &mut self.child {
-            end_child(child, grace);
+            end_child(child, self.kind.stop_timeout);
         }
     }
 
@@ -176,7 +184,7 @@ impl Instance {
 
     /// On the same store and ports, after a graceful stop if it still runs.
     fn restart(&mut self, cancelled: &AtomicBool) -> Result<(), BrokerError> {
-        self.end(self.kind.stop_timeout);
+        self.stop();
         let deadline = Instant::now() + self.kind.start_timeout;
         loop {
             match self.run(cancelled, &mut |_| Ok(())) {
@@ -198,9 +206,9 @@ impl Instance {
         cancelled: &AtomicBool,
         spawned: &mut dyn FnMut(&mut Instance) -> Result<(), BrokerError>,
     ) -> Result<(), StartFailure> {
-        let log_begins = self.spawn().map_err(StartFailure::Other)?;
+        let log_begins = self.spawn()?;
         let ready = spawned(self)
-            .map_err(StartFailure::Other)
+            .map_err(StartFailure::from)
             .and_then(|()| self.wait_ready(cancelled, log_begins));
         if ready.is_err() {
             self.kill();
@@ -236,7 +244,7 @@ impl Instance {
         let deadline = Instant::now() + self.kind.start_timeout;
         loop {
             if cancelled.load(Ordering::Relaxed) {
-                return Err(StartFailure::Other(BrokerError::interrupted()));
+                return Err(BrokerError::interrupted().into());
             }
             if let Some(child) = &mut self.child
                 && let Ok(Some(status)) = child.try_wait()
@@ -244,11 +252,7 @@ impl Instance {
                 let how = format!("ended with {status} before it was ready");
                 let error = self.failure(&how, log_begins);
                 let taken = error.message.to_lowercase().contains("address already in use");
-                return Err(if taken {
-                    StartFailure::PortTaken(error)
-                } else {
-                    StartFailure::Other(error)
-                });
+                return Err(if taken { StartFailure::PortTaken(error) } else { error.into() });
             }
             let why = match (self.kind.probe)(&self.launch) {
                 Readiness::Ready { version } => {
@@ -256,13 +260,13 @@ impl Instance {
                     return Ok(());
                 }
                 Readiness::Never(why) => {
-                    return Err(StartFailure::Other(self.failure(&why, log_begins)));
+                    return Err(self.failure(&why, log_begins).into());
                 }
                 Readiness::NotYet(why) => why,
             };
             if Instant::now() >= deadline {
                 let how = format!("was not ready after {:?} ({why})", self.kind.start_timeout);
-                return Err(StartFailure::Other(self.failure(&how, log_begins)));
+                return Err(self.failure(&how, log_begins).into());
             }
             thread::sleep(Duration::from_millis(5));
         }
@@ -282,7 +286,7 @@ impl Instance {
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        self.end(self.kind.stop_timeout);
+        self.stop();
     }
 }
 
