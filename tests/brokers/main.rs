@@ -5,7 +5,7 @@
 
 use std::{
     env, fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     net::TcpStream,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -36,7 +36,8 @@ fn nats_server() -> Option<PathBuf> {
             let required = env::var("QUEUEPROOF_REQUIRE").unwrap_or_default();
             assert!(!required.split(',').any(|name| name.trim() == "nats"), "{error}");
             let name = thread::current().name().unwrap_or_default().to_owned();
-            eprintln!("\n*** NOT RUN: {name}: {error}\n");
+            // Not `eprintln!`, which the test harness swallows.
+            let _ = writeln!(std::io::stderr(), "\n*** NOT RUN: {name}: {error}\n");
             None
         }
     }
