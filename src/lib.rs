@@ -1,5 +1,6 @@
 //! Proves or refutes what a message broker promises, with evidence.
 
+pub mod brokers;
 pub mod checker;
 pub mod config;
 pub mod conformance;

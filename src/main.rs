@@ -1,3 +1,11 @@
 //! The command line program.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Before anything else: this may be the guard of a broker, not a user's command.
+    if let Some(code) = queueproof::brokers::guard_main() {
+        return code;
+    }
+    ExitCode::SUCCESS
+}
