@@ -15,7 +15,7 @@ use crate::{message::Seen, plan::Suite};
 mod file;
 mod ledger;
 
-pub use file::{HistoryError, RunRecord, TargetRecord, read, read_run, write_run};
+pub use file::{HistoryError, RunRecord, TargetRecord, begin_run, read, read_run, write_run};
 pub use ledger::Ledger;
 
 /// The version of the history's schema. Fields are only ever added under one version.

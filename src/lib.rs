@@ -6,6 +6,8 @@ pub mod config;
 pub mod conformance;
 pub mod history;
 pub mod message;
+pub mod names;
 pub mod plan;
 pub mod results;
 pub mod runner;
+pub mod target;

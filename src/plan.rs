@@ -75,3 +75,45 @@ pub struct Suite {
     #[serde(with = "humantime_serde")]
     pub deadline: Duration,
 }
+
+impl BackendPlan {
+    /// The backend's name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            BackendPlan::Memory(_) => "memory",
+            BackendPlan::Nats(_) => "nats",
+        }
+    }
+}
+
+impl Suite {
+    /// The sizes of the quick profile: some seconds against a real broker.
+    pub fn quick() -> Self {
+        Suite {
+            ack_timeout: Duration::from_secs(1),
+            tolerance: Duration::from_millis(500),
+            dedup_window: Duration::from_secs(2),
+            nack_delay: Duration::from_millis(500),
+            messages: 200,
+            consumers: 4,
+            publishers: 4,
+            payload: 128,
+            deadline: Duration::from_secs(30),
+        }
+    }
+
+    /// The sizes of the full profile: a minute against a real broker.
+    pub fn full() -> Self {
+        Suite {
+            ack_timeout: Duration::from_secs(2),
+            tolerance: Duration::from_millis(500),
+            dedup_window: Duration::from_secs(3),
+            nack_delay: Duration::from_secs(1),
+            messages: 5000,
+            consumers: 8,
+            publishers: 8,
+            payload: 256,
+            deadline: Duration::from_secs(60),
+        }
+    }
+}

@@ -16,7 +16,7 @@ mod verdict;
 mod work_queue;
 
 pub use stage::Stage;
-pub use verdict::{judge, skipped};
+pub use verdict::{broken, judge, skipped};
 
 /// A promise that the suite can check.
 pub struct Property {

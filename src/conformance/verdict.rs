@@ -43,8 +43,13 @@ pub fn skipped(property: &Property, capabilities: &Capabilities) -> Option<Prope
     missing.map(|(need, why)| result(property, Verdict::Skipped, format!("{need}: {why}")))
 }
 
+/// The result of a property that could not be played.
+pub fn broken(property: &Property, reason: String) -> PropertyResult {
+    result(property, Verdict::Broken, reason)
+}
+
 /// A result without evidence.
-pub(crate) fn result(property: &Property, verdict: Verdict, reason: String) -> PropertyResult {
+fn result(property: &Property, verdict: Verdict, reason: String) -> PropertyResult {
     PropertyResult {
         id: property.id.into(),
         group: property.group().into(),

@@ -86,6 +86,20 @@ impl RunRecord {
     }
 }
 
+/// Makes the folder of a run; one that holds another run is left alone.
+///
+/// # Errors
+/// [`HistoryError::Io`].
+pub fn begin_run(folder: &Path) -> Result<(), HistoryError> {
+    let path = folder.join("run.json");
+    if path.exists() {
+        let taken = io::Error::new(io::ErrorKind::AlreadyExists, "this folder holds another run");
+        return Err(HistoryError::Io { path, error: taken });
+    }
+    fs::create_dir_all(folder)
+        .map_err(|error| HistoryError::Io { path: folder.to_path_buf(), error })
+}
+
 /// Writes the record of a run, replacing the one that is there in one step.
 ///
 /// # Errors
