@@ -7,7 +7,7 @@
 
 use super::{
     AnomalyKind, Evidence, Findings,
-    evidence::{Delivered, PublishIndex, Subscribed, Time},
+    evidence::{Delivered, PublishIndex, Settled, Subscribed, Time},
     words,
 };
 use crate::{
@@ -142,14 +142,19 @@ fn causes(
             let earlier = delivered(earlier);
             let recounted = delivery.op.attempt > earlier.op.attempt;
             let kind = match release.why {
-                Why::Acked if acked_by(earlier) < delivery.at.1 => AnomalyKind::RedeliveredAfterAck,
+                Why::Acked if accepted_ack(earlier).is_some_and(|ack| ack.place < delivery.place) => {
+                    AnomalyKind::RedeliveredAfterAck
+                }
                 Why::Nacked => AnomalyKind::EarlyRedelivery,
                 Why::TimedOut if recounted => AnomalyKind::EarlyRedelivery,
                 _ => AnomalyKind::DuplicateDelivery,
             };
             findings.anomaly(kind, || {
                 let until = match release.why {
-                    Why::Acked => format!("acknowledged by {}", words(acked_by(earlier))),
+                    Why::Acked => format!(
+                        "acknowledged by {}",
+                        words(accepted_ack(earlier).map_or(NEVER, |ack| ack.at.1))
+                    ),
                     Why::Nacked => format!("handed back until {}", words(release.at)),
                     Why::TimedOut | Why::Gone => format!("locked until {}", words(release.at)),
                 };
@@ -176,11 +181,10 @@ fn causes(
     }
 }
 
-/// When the accepted acknowledgement or rejection of a delivery was through.
-fn acked_by(delivery: &Delivered<'_>) -> Time {
+/// The accepted acknowledgement or rejection of a delivery.
+fn accepted_ack<'d, 'h>(delivery: &'d Delivered<'h>) -> Option<&'d Settled<'h>> {
     let ends = |how| matches!(how, How::Ack | How::Reject);
-    let ack = delivery.settles.iter().find(|s| ends(s.how) && s.accepted());
-    ack.map_or(NEVER, |s| s.at.1)
+    delivery.settles.iter().find(|s| ends(s.how) && s.accepted())
 }
 
 /// The earliest moment at which a delivery, locked no earlier than `locked_from`, can have been

@@ -106,6 +106,8 @@ pub struct Delivered<'h> {
     pub publish: Option<PublishIndex>,
     /// How it was settled, in order.
     pub settles: Vec<Settled<'h>>,
+    /// Its place in the history: on a simulated clock much has the same time.
+    pub place: usize,
 }
 
 /// A settlement, with its times.
@@ -117,6 +119,8 @@ pub struct Settled<'h> {
     pub outcome: &'h SettleOutcome,
     /// When it was invoked and when its outcome was known.
     pub at: (Time, Time),
+    /// Its place in the history.
+    pub place: usize,
 }
 
 impl<'h> Evidence<'h> {
@@ -138,7 +142,7 @@ impl<'h> Evidence<'h> {
             identities: HashMap::with_capacity(history.ops.len() / 3),
         };
         for (index, op) in history.ops.iter().enumerate() {
-            evidence.add(op).map_err(|missing| {
+            evidence.add(index, op).map_err(|missing| {
                 format!("operation {}: there is no {missing} that it refers to", index + 1)
             })?;
         }
@@ -147,7 +151,7 @@ impl<'h> Evidence<'h> {
     }
 
     /// Adds an operation, or says what it refers to that is not there.
-    fn add(&mut self, op: &'h Op) -> Result<(), &'static str> {
+    fn add(&mut self, place: usize, op: &'h Op) -> Result<(), &'static str> {
         let by = usize::from(op.by);
         match &op.what {
             What::Topic(topic) => self.topics.push(topic),
@@ -211,6 +215,7 @@ impl<'h> Evidence<'h> {
                     at: op.at,
                     publish: None,
                     settles: Vec::new(),
+                    place,
                 });
             }
             What::Settle(settle) => {
@@ -220,6 +225,7 @@ impl<'h> Evidence<'h> {
                     how: settle.how,
                     outcome: &settle.outcome,
                     at: op.at,
+                    place,
                 });
             }
             What::Drained { subscription } => {

@@ -1,5 +1,7 @@
 //! `redelivery/`: what was not acknowledged comes back, when it should; what was does not.
 
+use std::time::Duration;
+
 use futures::future::join_all;
 use queueproof_backends::{
     Capability::{
@@ -214,8 +216,11 @@ async fn ack_timeout(stage: &Stage) -> Result<(), Halt> {
     let (taken, _) = futures::join!(holder.take(10), publisher.send(10));
     stage.mark("held", taken?.len() as i64);
     let mut other = stage.connect().await?.consumer(&subscription, 10).await?;
-    // Long enough to tell late from never.
-    other.ack_until(stage.now() + nanos(stage.suite.ack_timeout + stage.suite.tolerance * 2)).await?;
+    // Long enough to tell late from never. The holder goes on asking too, so that nothing that
+    // comes back waits in its prefetch.
+    let until = stage.now() + nanos(stage.suite.ack_timeout + stage.suite.tolerance * 2);
+    let (one, another) = futures::join!(other.ack_until(until), holder.ack_until(until));
+    one.and(another)?;
     stage.drain(&mut [other, holder]).await
 }
 
@@ -300,9 +305,10 @@ async fn touch(stage: &Stage) -> Result<(), Halt> {
         stage.sleep_until(began + timeout * 125 / 100).await;
         stage.ack_all(touched).await;
     };
-    let waiting = other.ack_until(began + timeout * 13 / 10);
-    let (_, waited) = futures::join!(holding, waiting);
-    waited?;
+    let until = began + timeout * 13 / 10;
+    let (_, one, another) =
+        futures::join!(holding, other.ack_until(until), holder.ack_until(until));
+    one.and(another)?;
     stage.drain(&mut [other, holder]).await
 }
 
@@ -409,7 +415,7 @@ async fn other_consumer(stage: &Stage) -> Result<(), Halt> {
     stage.mark("returner", i64::from(returner.number()));
     let returning = async {
         while let left @ 1.. = until.saturating_sub(stage.now()) {
-            let linger = std::time::Duration::from_nanos(left);
+            let linger = Duration::from_nanos(left);
             for delivery in returner.receive(1, linger).await? {
                 match delivery.attempt {
                     Some(attempt) if attempt > PATIENCE => delivery.ack().await,
@@ -470,11 +476,15 @@ async fn bounded(stage: &Stage) -> Result<(), Halt> {
     let timeout = stage.suite.ack_timeout + stage.capabilities.limits.ack_timeout_resolution;
     let until = stage.now()
         + nanos(timeout * DELIVERIES + stage.suite.tolerance * 2);
+    let mut deliveries = 0;
     while let left @ 1.. = until.saturating_sub(stage.now()) {
-        let linger = std::time::Duration::from_nanos(left);
+        let linger = Duration::from_nanos(left);
         for delivery in consumer.receive(1, linger).await? {
             let crate::message::Seen::Known(id) = delivery.seen else { continue };
+            deliveries += 1;
             match id.number % 3 {
+                // A broker without the limit would go on for ever.
+                _ if deliveries > 9 * DELIVERIES * 2 => drop(delivery.ack().await),
                 0 => drop(delivery.nack(None).await),
                 1 => {} // never settled
                 _ if delivery.attempt.is_none_or(|a| a > 1) => drop(delivery.ack().await),
@@ -537,8 +547,17 @@ async fn late_ack(stage: &Stage) -> Result<(), Halt> {
     let (taken, _) = futures::join!(late.take(10), publisher.send(10));
     let lapsed = taken?;
     let mut other = stage.connect().await?.consumer(&subscription, 10).await?;
-    // What came back; fewer, if something does not.
-    let held = other.take(lapsed.len()).await?;
+    // About half of what comes back goes to the other consumer, which holds it.
+    let until = stage.now() + nanos(stage.suite.ack_timeout + stage.suite.tolerance);
+    let mut held = Vec::new();
+    let holding = async {
+        while let left @ 1.. = until.saturating_sub(stage.now()) {
+            held.extend(other.receive(10, Duration::from_nanos(left)).await?);
+        }
+        Ok::<_, Halt>(())
+    };
+    let (one, another) = futures::join!(holding, late.ack_until(until));
+    one.and(another)?;
     stage.mark("held-by-another", held.len() as i64);
     let answers = join_all(lapsed.iter().map(Delivery::ack)).await;
     let refused = answers.iter().filter(|a| matches!(a, SettleOutcome::LeaseLost)).count();

@@ -40,7 +40,7 @@ pub(super) static PROPERTIES: &[Property] = &[
             (Flaw::LosePublish, Lost),
             (Flaw::LoseDelivery, Lost),
             (Flaw::DeliverTwice, DuplicateDelivery),
-            (Flaw::DeliverToTwo, DuplicateDelivery),
+            (Flaw::DeliverToTwo, RedeliveredAfterAck),
             (Flaw::ForgetAck, RedeliveredAfterAck),
             (Flaw::Invent, Phantom),
             (Flaw::Corrupt, Corrupt),
@@ -348,7 +348,7 @@ fn judge_blocked(evidence: &Evidence<'_>, findings: &mut Findings) {
     };
     findings.require(empty == 0, "nothing was held");
     let during: Vec<_> =
-        evidence.deliveries.iter().filter(|d| (from..=until).contains(&d.at.1)).collect();
+        evidence.deliveries.iter().filter(|d| (from..until).contains(&d.at.1)).collect();
     let came = during.len() as i64;
     let missing = expected - came;
     if missing > excused {
