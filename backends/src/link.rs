@@ -2,6 +2,10 @@
 
 use std::{fmt, net::SocketAddr};
 
+mod tcp;
+
+pub use tcp::TcpLink;
+
 /// One of the two ways of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
