@@ -6,10 +6,12 @@ use queueproof_backends::{
     Capabilities, Connector,
     flawed::FlawedConnector,
     memory::{MemoryConnector, MemorySettings},
+    nats::{NatsConnector, NatsSettings, Storage, Tls},
 };
 
 use crate::{
-    brokers::PrivateBroker,
+    brokers::{self, Places, PrivateBroker, StartSettings, SyncInterval, Wanted},
+    config,
     plan::{BackendPlan, TargetPlan},
 };
 
@@ -37,10 +39,23 @@ impl Target {
     /// Why there is none, in words for the user.
     pub fn new(plan: &TargetPlan) -> Result<Self, String> {
         let (connector, broker): (Arc<dyn Connector>, _) = match &plan.backend {
-            BackendPlan::Memory(_) => {
-                (Arc::new(MemoryConnector::new(MemorySettings::default())), None)
+            BackendPlan::Memory(memory) => {
+                let settings = MemorySettings {
+                    max_payload: memory.max_payload,
+                    ..MemorySettings::default()
+                };
+                (Arc::new(MemoryConnector::new(settings)), None)
             }
-            BackendPlan::Nats(_) => return Err("not yet".into()),
+            BackendPlan::Nats(nats) => {
+                let broker = match &nats.url {
+                    Some(_) => None,
+                    None => Some(private_nats(nats)?),
+                };
+                let url = nats.url.clone().or_else(|| Some(broker.as_ref()?.url().to_string()));
+                let settings = nats_settings(nats, url.unwrap_or_default())?;
+                let connector = NatsConnector::new(settings).map_err(|e| e.to_string())?;
+                (Arc::new(connector), broker)
+            }
         };
         let connector = match plan.flaw {
             Some(flaw) => Arc::new(FlawedConnector::new(connector, flaw)),
@@ -65,6 +80,45 @@ impl Target {
             Ok(introduction)
         })
     }
+}
+
+/// Starts a NATS server for this run alone.
+fn private_nats(nats: &config::Nats) -> Result<PrivateBroker, String> {
+    let kind = brokers::kind("nats").map_err(|e| e.to_string())?;
+    let wanted = Wanted { binary: nats.server.binary.clone(), version: nats.server.version.clone() };
+    let places = Places::from_env().map_err(|e| e.to_string())?;
+    let found = brokers::find(&places, kind, &wanted).map_err(|e| e.to_string())?;
+    let mut settings = StartSettings::new(found.path);
+    settings.sync = match nats.server.sync_interval.as_deref() {
+        None => None,
+        Some("always") => Some(SyncInterval::Always),
+        Some(text) => Some(SyncInterval::Every(humantime::parse_duration(text).map_err(|e| {
+            format!("nats.server.sync_interval: {text:?} is neither \"always\" nor a duration: {e}")
+        })?)),
+    };
+    PrivateBroker::start(kind, settings).map_err(|e| e.to_string())
+}
+
+/// The backend's settings; secrets are read here.
+fn nats_settings(nats: &config::Nats, url: String) -> Result<NatsSettings, String> {
+    let secrets = nats.read_secrets().map_err(|e| e.to_string())?;
+    Ok(NatsSettings {
+        url,
+        storage: match nats.storage {
+            config::Storage::File => Storage::File,
+            config::Storage::Memory => Storage::Memory,
+        },
+        replicas: nats.replicas,
+        connect_timeout: nats.connect_timeout,
+        request_timeout: nats.request_timeout,
+        auth: secrets.0,
+        tls: Tls {
+            required: nats.tls.required,
+            ca_file: nats.tls.ca_file.clone(),
+            client: nats.tls.cert_file.clone().zip(nats.tls.key_file.clone()),
+            first: nats.tls.first,
+        },
+    })
 }
 
 /// A single-threaded runtime, on a simulated clock if wanted.

@@ -54,7 +54,7 @@ static GROUPS: [&[Property]; 4] =
     [pubsub::PROPERTIES, work_queue::PROPERTIES, dedup::PROPERTIES, redelivery::PROPERTIES];
 
 /// All properties, in the order of the tables.
-pub fn properties() -> impl Iterator<Item = &'static Property> {
+pub fn properties() -> impl Iterator<Item = &'static Property> + Clone {
     GROUPS.iter().flat_map(|group| group.iter())
 }
 

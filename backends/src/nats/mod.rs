@@ -142,6 +142,14 @@ impl NatsConnector {
     }
 }
 
+/// Checks an address, or a list of them, without connecting.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArgument`], which never repeats a secret.
+pub fn check_url(url: &str) -> Result<(), BackendError> {
+    dial::parse(url).map(drop)
+}
+
 impl Connector for NatsConnector {
     fn backend(&self) -> &'static str {
         "nats"

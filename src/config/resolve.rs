@@ -1,0 +1,270 @@
+//! From what the user wrote to a plan in which nothing is implicit.
+
+use std::time::Duration;
+
+use globset::GlobBuilder;
+use queueproof_backends::flawed::Flaw;
+
+use super::{Config, ConfigError, List, Nats, layers::lay};
+use crate::{
+    conformance::{Property, properties},
+    plan::{BackendPlan, Plan, Suite, TargetPlan},
+};
+
+/// The backends of this build, in the order of the tables.
+pub const BACKENDS: &[&str] = &["memory", "nats"];
+
+/// What the command line asks for beside the configuration.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Selection {
+    /// The promise to break on purpose.
+    pub flaw: Option<Flaw>,
+}
+
+impl Config {
+    /// The plan.
+    ///
+    /// # Errors
+    /// Names that do not exist, settings that contradict each other.
+    pub fn plan(&self, selection: Selection) -> Result<Plan, ConfigError> {
+        let properties = select(&self.property)?;
+        let suite = self.suite.apply(self.profile);
+        let target = |name: &str, backend: BackendPlan| -> Result<TargetPlan, ConfigError> {
+            let settings = match &backend {
+                BackendPlan::Memory(memory) => serde_json::to_value(memory),
+                BackendPlan::Nats(nats) => serde_json::to_value(nats),
+            };
+            let mut settings = settings.map_err(|e| ConfigError::new(e.to_string()))?;
+            settings["suite"] =
+                serde_json::to_value(&suite).map_err(|e| ConfigError::new(e.to_string()))?;
+            Ok(TargetPlan {
+                name: name.into(),
+                backend,
+                settings,
+                suite: suite.clone(),
+                flaw: selection.flaw,
+                properties: properties.clone(),
+            })
+        };
+        let mut targets = Vec::new();
+        if self.targets.is_empty() {
+            for name in self.backends()? {
+                targets.push(target(name, self.backend_plan(name)?)?);
+            }
+        }
+        for (name, settings) in &self.targets {
+            let key = format!("targets.{name}");
+            let backend = match (&settings.memory, &settings.nats) {
+                (Some(changes), None) => {
+                    BackendPlan::Memory(changed(&self.memory, changes, &key)?)
+                }
+                (None, Some(changes)) => BackendPlan::Nats(changed(&self.nats, changes, &key)?),
+                _ => {
+                    let expected = BACKENDS.join(" or ");
+                    return Err(ConfigError::new(format!("{key}: expected one of {expected}")));
+                }
+            };
+            if let BackendPlan::Nats(nats) = &backend {
+                nats.validate(&format!("{key}.nats"))?;
+            }
+            targets.push(target(name, backend)?);
+        }
+        Ok(Plan {
+            seed: self.seed.unwrap_or_else(rand::random),
+            jobs: self.jobs,
+            prefix: self.prefix.clone(),
+            out: self.out.clone(),
+            targets,
+        })
+    }
+
+    /// The backends that are asked for, each once.
+    fn backends(&self) -> Result<Vec<&'static str>, ConfigError> {
+        let mut names = Vec::new();
+        for wanted in &self.backend.0 {
+            let found: Vec<_> = BACKENDS
+                .iter()
+                .filter(|name| *wanted == "all" || **name == wanted)
+                .copied()
+                .collect();
+            if found.is_empty() {
+                return Err(unknown("backend", wanted, BACKENDS.iter().copied().chain(["all"])));
+            }
+            names.extend(found);
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        names.retain(|name| seen.insert(*name));
+        if names.is_empty() {
+            return Err(ConfigError::new("backend: the list is empty"));
+        }
+        Ok(names)
+    }
+
+    /// How to reach a backend.
+    ///
+    /// # Errors
+    /// For one that does not exist.
+    pub fn backend_plan(&self, name: &str) -> Result<BackendPlan, ConfigError> {
+        match name {
+            "memory" => Ok(BackendPlan::Memory(self.memory.clone())),
+            "nats" => Ok(BackendPlan::Nats(self.nats.clone())),
+            _ => Err(unknown("backend", name, BACKENDS.iter().copied())),
+        }
+    }
+
+    /// Checks numbers and times, each by its key.
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        let Suite {
+            ack_timeout,
+            tolerance,
+            dedup_window,
+            nack_delay,
+            messages,
+            consumers,
+            publishers,
+            payload,
+            deadline,
+        } = self.suite.apply(self.profile);
+        let hour = Duration::from_secs(3600);
+        let tenth = Duration::from_millis(100);
+        span("suite.ack_timeout", ack_timeout, tenth, hour)?;
+        span("suite.tolerance", tolerance, Duration::from_millis(10), ack_timeout)?;
+        span("suite.dedup_window", dedup_window, tenth, hour)?;
+        span("suite.nack_delay", nack_delay, Duration::from_millis(10), hour)?;
+        span("suite.deadline", deadline, (ack_timeout + tolerance) * 5, hour * 24)?;
+        if tolerance * 2 > dedup_window {
+            return Err(ConfigError::new(
+                "suite.dedup_window: must be at least twice suite.tolerance, or nothing can be told",
+            ));
+        }
+        range("suite.messages", messages, 20, 1_000_000)?;
+        range("suite.consumers", consumers, 2, 64)?;
+        range("suite.publishers", publishers, 2, 64)?;
+        range("suite.payload", payload, 64, 1 << 20)?;
+        range("jobs", self.jobs as u64, 1, 256)?;
+        range("memory.max_payload", self.memory.max_payload, 1024, 64 << 20)?;
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        if !(1..=12).contains(&self.prefix.len()) || !self.prefix.chars().all(plain) {
+            return Err(ConfigError::new(format!(
+                "prefix: {:?} is not 1 to 12 characters of a-z and 0-9",
+                self.prefix
+            )));
+        }
+        for name in self.targets.keys() {
+            let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+            if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+                return Err(ConfigError::new(format!(
+                    "targets: {name:?} is not a name of a-z, A-Z, 0-9, - . and _"
+                )));
+            }
+        }
+        self.nats.validate("nats")
+    }
+}
+
+impl Nats {
+    fn validate(&self, key: &str) -> Result<(), ConfigError> {
+        range(&format!("{key}.replicas"), self.replicas, 1, 5)?;
+        let minute = Duration::from_secs(60);
+        let tenth = Duration::from_millis(100);
+        span(&format!("{key}.connect_timeout"), self.connect_timeout, tenth, minute)?;
+        span(&format!("{key}.request_timeout"), self.request_timeout, tenth, minute)?;
+        if let Some(url) = &self.url {
+            queueproof_backends::nats::check_url(url)
+                .map_err(|e| ConfigError::new(format!("{key}.url: {e}")))?;
+        }
+        if self.tls.cert_file.is_some() != self.tls.key_file.is_some() {
+            return Err(ConfigError::new(format!("{key}.tls: cert_file and key_file go together")));
+        }
+        Ok(())
+    }
+}
+
+/// Settings with a target's changes.
+fn changed<T: serde::Serialize + serde::de::DeserializeOwned>(
+    general: &T,
+    changes: &serde_yaml::Value,
+    key: &str,
+) -> Result<T, ConfigError> {
+    let problem = |e: serde_yaml::Error| ConfigError::new(format!("{key}: {e}"));
+    let mut value = serde_yaml::to_value(general).map_err(problem)?;
+    lay(&mut value, changes.clone());
+    serde_yaml::from_value(value).map_err(problem)
+}
+
+/// The properties that a list of ids, groups and patterns names, in the order of the tables.
+fn select(wanted: &List) -> Result<Vec<&'static Property>, ConfigError> {
+    if wanted.0.is_empty() {
+        return Ok(properties().collect());
+    }
+    let mut chosen = vec![false; properties().count()];
+    for text in &wanted.0 {
+        let pattern = GlobBuilder::new(text).literal_separator(false).build();
+        let pattern = pattern
+            .map_err(|e| ConfigError::new(format!("property: {text:?} is no pattern: {e}")))?
+            .compile_matcher();
+        let mut found = false;
+        for (property, chosen) in properties().zip(&mut chosen) {
+            if pattern.is_match(property.id) || property.group() == text.trim_end_matches('/') {
+                *chosen = true;
+                found = true;
+            }
+        }
+        if !found {
+            {
+            let ids: Vec<_> = properties().map(|p| p.id).collect();
+            return Err(unknown("property", text, ids.into_iter()));
+        }
+        }
+    }
+    Ok(properties().zip(chosen).filter(|(_, chosen)| *chosen).map(|(p, _)| p).collect())
+}
+
+fn unknown(
+    what: &str,
+    name: &str,
+    known: impl Iterator<Item = &'static str> + Clone,
+) -> ConfigError {
+    match nearest(name, known.clone()) {
+        Some(near) => ConfigError::new(format!("{what}: there is no {name:?}; did you mean {near}?")),
+        None => {
+            let known: Vec<_> = known.collect();
+            ConfigError::new(format!("{what}: there is no {name:?}; there are {}", known.join(", ")))
+        }
+    }
+}
+
+/// The name that was meant perhaps.
+pub fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    known
+        .map(|known| {
+            // Without its group a property is known too.
+            let short = known.rsplit('/').next().unwrap_or(known);
+            let likeness = strsim::jaro_winkler(name, known).max(strsim::jaro_winkler(name, short));
+            (likeness, known)
+        })
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, known)| known)
+}
+
+fn span(key: &str, value: Duration, least: Duration, most: Duration) -> Result<(), ConfigError> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    let words = |d| humantime::format_duration(d).to_string();
+    Err(ConfigError::new(format!(
+        "{key}: {} is not between {} and {}",
+        words(value),
+        words(least),
+        words(most)
+    )))
+}
+
+fn range<N: Into<u64>>(key: &str, value: N, least: u64, most: u64) -> Result<(), ConfigError> {
+    let value = value.into();
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(ConfigError::new(format!("{key}: {value} is not between {least} and {most}")))
+}
