@@ -5,7 +5,10 @@
 //! share.
 
 use std::{
-    sync::OnceLock,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -20,9 +23,12 @@ pub struct Owner {
     host: u16,
 }
 
-/// What the names of a property's topics begin with, in this process.
-pub fn topic_prefix(prefix: &str, property: usize) -> String {
+/// What the names of one property's topics begin with: another one each time, in this process and
+/// in any other.
+pub fn topic_prefix(prefix: &str) -> String {
     static STARTED: OnceLock<u64> = OnceLock::new();
+    static PROPERTIES: AtomicU32 = AtomicU32::new(0);
+    let property = PROPERTIES.fetch_add(1, Ordering::Relaxed);
     let started = STARTED.get_or_init(|| {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
     });
@@ -61,7 +67,7 @@ mod tests {
 
     #[test]
     fn a_name_tells_its_owner() {
-        let name = format!("{}-3", topic_prefix("qp", 17));
+        let name = format!("{}-3", topic_prefix("qp"));
         assert!(name.len() <= 60, "{name}");
         let owner = owner("qp", &name);
         assert_eq!(owner.map(|o| (o.pid, o.host)), Some((std::process::id(), host())));

@@ -181,7 +181,7 @@ impl Crew<'_> {
                         && let Some(property) = properties.get(index)
                     {
                         started(property.id);
-                        if sender.send((index, self.check(index, property))).is_err() {
+                        if sender.send((index, self.check(property))).is_err() {
                             return;
                         }
                     }
@@ -200,7 +200,7 @@ impl Crew<'_> {
     }
 
     /// Checks one property.
-    fn check(&self, index: usize, property: &'static Property) -> PropertyResult {
+    fn check(&self, property: &'static Property) -> PropertyResult {
         if let Some(skipped) = conformance::skipped(property, &self.introduction.capabilities) {
             return skipped;
         }
@@ -209,7 +209,7 @@ impl Crew<'_> {
         let path = self.plan.out.as_ref().map(|folder| {
             RunRecord::history_path(folder, &self.target.name, property.id)
         });
-        let history = match self.play(index, property, path, halt) {
+        let history = match self.play(property, path, halt) {
             Ok(history) => history,
             Err(reason) => return conformance::broken(property, reason),
         };
@@ -224,7 +224,6 @@ impl Crew<'_> {
     /// Plays a property's scenario, and returns its history.
     fn play(
         &self,
-        index: usize,
         property: &'static Property,
         path: Option<PathBuf>,
         halt: Option<String>,
@@ -255,7 +254,7 @@ impl Crew<'_> {
                 self.introduction.capabilities.clone(),
                 ledger,
                 self.plan.seed,
-                names::topic_prefix(&self.plan.prefix, index),
+                names::topic_prefix(&self.plan.prefix),
             );
             let ended = tokio::select! {
                 ended = (property.scenario)(&stage) => ended,
