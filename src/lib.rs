@@ -2,12 +2,17 @@
 
 pub mod brokers;
 pub mod checker;
+pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod conformance;
 pub mod history;
+pub mod judge;
 pub mod message;
 pub mod names;
 pub mod plan;
+pub mod progress;
+pub mod report;
 pub mod results;
 pub mod runner;
 pub mod target;

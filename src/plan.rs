@@ -84,6 +84,14 @@ impl BackendPlan {
             BackendPlan::Nats(_) => "nats",
         }
     }
+
+    /// Whether it is a broker that others may use too.
+    pub fn is_remote(&self) -> bool {
+        match self {
+            BackendPlan::Memory(_) => false,
+            BackendPlan::Nats(nats) => nats.url.is_some(),
+        }
+    }
 }
 
 impl Suite {

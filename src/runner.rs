@@ -24,7 +24,7 @@ use crate::{
     names,
     plan::{Plan, TargetPlan},
     results::{Host, PropertyResult, Results, Run, SCHEMA, TargetResult, Tool, Verdict},
-    target::{Introduction, Target, runtime},
+    target::{Introduction, Reached, runtime},
 };
 
 /// What happens during a run, for whoever shows it.
@@ -140,13 +140,13 @@ pub fn run(
 }
 
 /// Makes a target ready.
-fn reach(plan: &TargetPlan, cancel: &CancellationToken) -> Result<(Target, Introduction), String> {
+fn reach(plan: &TargetPlan, cancel: &CancellationToken) -> Result<(Reached, Introduction), String> {
     if cancel.is_cancelled() {
         return Err(INTERRUPTED.into());
     }
-    let target = Target::new(plan)?;
-    let introduction = target.introduce()?;
-    Ok((target, introduction))
+    let reached = Reached::new(plan)?;
+    let introduction = reached.introduce()?;
+    Ok((reached, introduction))
 }
 
 const INTERRUPTED: &str = "the run was interrupted";
@@ -229,6 +229,11 @@ impl Crew<'_> {
         halt: Option<String>,
     ) -> Result<History, String> {
         let simulated = self.connector.virtual_time();
+        // Each simulated clock has its own time: what lives on one is not shared.
+        let connector = match simulated {
+            true => Reached::new(self.target)?.connector,
+            false => Arc::clone(&self.connector),
+        };
         let runtime = runtime(simulated).map_err(|e| format!("no runtime can be made: {e}"))?;
         runtime.block_on(async {
             let header = Header {
@@ -249,7 +254,7 @@ impl Crew<'_> {
                 return Ok(ledger.finish(Some(Halt::Broken(reason))));
             }
             let stage = Stage::new(
-                Arc::clone(&self.connector),
+                connector,
                 self.target.suite.clone(),
                 self.introduction.capabilities.clone(),
                 ledger,

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// A target that can be connected to.
-pub struct Target {
+pub struct Reached {
     /// What opens connections.
     pub connector: Arc<dyn Connector>,
     /// The broker that was started for it alone; it stops when this is dropped.
@@ -32,7 +32,7 @@ pub struct Introduction {
     pub capabilities: Capabilities,
 }
 
-impl Target {
+impl Reached {
     /// Prepares a target, and starts a private broker where one is wanted.
     ///
     /// # Errors
@@ -61,7 +61,7 @@ impl Target {
             Some(flaw) => Arc::new(FlawedConnector::new(connector, flaw)),
             None => connector,
         };
-        Ok(Target { connector, broker })
+        Ok(Reached { connector, broker })
     }
 
     /// Connects once and asks what is there.

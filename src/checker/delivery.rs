@@ -177,7 +177,8 @@ fn causes(
             .max(consumer.opened.0)
             .max(after)
             .min(delivery.at.1);
-        releases.push(release(evidence, subscription, delivery, locked_from));
+        let before = deliveries[..nth].iter().map(|&d| delivered(d));
+        releases.push(release(evidence, subscription, delivery, locked_from, before));
     }
 }
 
@@ -189,11 +190,15 @@ fn accepted_ack<'d, 'h>(delivery: &'d Delivered<'h>) -> Option<&'d Settled<'h>> 
 
 /// The earliest moment at which a delivery, locked no earlier than `locked_from`, can have been
 /// free for another one.
-fn release(
+///
+/// A former holder may hand a message back after it lost its lock. NATS 2.15 takes that for a nack
+/// of the present delivery (measured); so it counts as a cause here, whoever may be blamed.
+fn release<'d, 'h: 'd>(
     evidence: &Evidence<'_>,
     subscription: &Subscribed<'_>,
     delivery: &Delivered<'_>,
     locked_from: Time,
+    before: impl Iterator<Item = &'d Delivered<'h>>,
 ) -> Release {
     let timeout = subscription.spec.ack_timeout;
     let mut expiry = locked_from.saturating_add(timeout);
@@ -203,6 +208,17 @@ fn release(
     let gone = connection.ended.iter().copied().chain(consumer.left);
     if let Some(at) = gone.filter(|&at| at >= locked_from).min() {
         earliest = Release { at, why: Why::Gone };
+    }
+    for settle in before.flat_map(|former| &former.settles) {
+        if let How::Nack(delay) = settle.how
+            && settle.possible()
+            && settle.at.1 >= locked_from
+        {
+            let at = settle.at.0.max(locked_from).saturating_add(delay);
+            if at < earliest.at {
+                earliest = Release { at, why: Why::Nacked };
+            }
+        }
     }
     for settle in &delivery.settles {
         // A settlement that was merely sent has arrived after the tolerance.

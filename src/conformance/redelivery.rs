@@ -167,20 +167,18 @@ fn few(stage: &Stage) -> u32 {
 async fn nack(stage: &Stage, delayed: bool) -> Result<(), Halt> {
     let director = stage.connect().await?;
     let (topic, subscription) = stage.work_queue(&director).await?;
-    let mut consumers = Vec::new();
-    for _ in 0..2 {
-        consumers.push(stage.connect().await?.consumer(&subscription, 64).await?);
-    }
-    let mut publisher = director.publisher(&topic).await?;
     let count = few(stage);
     let delay = delayed.then_some(stage.suite.nack_delay);
     let mut first = stage.connect().await?.consumer(&subscription, count).await?;
-    // The others wait without asking: what they were given ahead comes to them in the drain.
-    let (taken, _) = futures::join!(first.take(count as usize / 2), publisher.send(count));
+    let mut publisher = director.publisher(&topic).await?;
+    let (taken, _) = futures::join!(first.take(count as usize), publisher.send(count));
     let taken = taken?;
     stage.mark("handed-back", taken.len() as i64);
+    let mut consumers = vec![first];
+    for _ in 0..2 {
+        consumers.push(stage.connect().await?.consumer(&subscription, 64).await?);
+    }
     let handing_back = join_all(taken.iter().map(|delivery| delivery.nack(delay)));
-    consumers.push(first);
     futures::join!(handing_back, stage.drain(&mut consumers)).1
 }
 

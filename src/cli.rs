@@ -1,0 +1,253 @@
+//! The command line: what can be said.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use queueproof_backends::flawed::Flaw;
+
+use crate::{
+    config::{Color, ConfigError, Format, Layers, Profile},
+    report::catalogue::Listing,
+};
+
+/// Proves or refutes what a message broker promises, with evidence.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 all pass or are skipped, 1 a property failed, 2 a mistake in \
+    what was asked for, 3 the environment is broken, 4 not decided.")]
+pub struct Cli {
+    /// When to use colours (NO_COLOR is honoured)
+    #[arg(long, global = true, value_name = "WHEN")]
+    pub color: Option<Color>,
+    /// Say more on standard error; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the suite against brokers and print the verdicts
+    #[command(after_help = "Examples:
+  queueproof conform                                  the embedded backend
+  queueproof conform --backend nats                   a NATS server, started for the run
+  queueproof conform --url nats://10.0.0.7:4222       yours; only topics named qp-… are touched
+  queueproof conform --backend all --property dedup   one group, on every backend")]
+    Conform(Conform),
+    /// Judge the saved histories of a run again
+    Judge {
+        /// The folder that --out named
+        dir: PathBuf,
+        /// How to print the results
+        #[arg(long, value_name = "FORMAT")]
+        format: Option<Format>,
+    },
+    /// List what there is
+    List {
+        /// Which list
+        what: Listing,
+        /// How to print it
+        #[arg(long, value_name = "FORMAT", default_value = "table")]
+        format: Format,
+    },
+    /// Explain a property, group, flaw, capability, kind of anomaly or backend
+    Explain {
+        /// Its name, as the lists and tables show it
+        id: String,
+    },
+    /// Install, start and stop brokers on this machine
+    #[command(subcommand)]
+    Brokers(Brokers),
+    /// Delete what runs that did not end left on a broker
+    Clean(Clean),
+    /// Print the effective configuration, as a file that can be read again
+    Config(Target),
+    /// Print a shell's completion script
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// Which targets, with which settings. Flags win over the environment, that over the file.
+#[derive(Debug, Default, Args)]
+pub struct Target {
+    /// The backend, or several, or all [default: memory]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub backend: Vec<String>,
+    /// The broker's address, as nats://HOST:PORT; without one a private broker is started
+    #[arg(long)]
+    pub url: Option<String>,
+    /// The configuration file (YAML)
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Set one key of the configuration, as suite.messages=500
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Sizes and times: some seconds, or a minute against a real broker [default: quick]
+    #[arg(long)]
+    pub profile: Option<Profile>,
+}
+
+/// The suite.
+#[derive(Debug, Args)]
+pub struct Conform {
+    /// Where.
+    #[command(flatten)]
+    pub target: Target,
+    /// Only these: ids, groups or patterns, as dedup or '*/ack-*'
+    #[arg(long, value_name = "ID|GROUP", value_delimiter = ',')]
+    pub property: Vec<String>,
+    /// The seed of all random choices, as a run printed it
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// How many properties run at the same time [default: 12]
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<usize>,
+    /// How to print the results [default: table]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<Format>,
+    /// Keep the histories in this folder
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Break a promise of the backend on purpose, to see it found (see list flaws)
+    #[arg(long, value_name = "NAME", value_parser = flaw, hide_short_help = true)]
+    pub flaw: Option<Flaw>,
+}
+
+/// Local brokers.
+#[derive(Debug, Subcommand)]
+pub enum Brokers {
+    /// Show known brokers, what is installed, and what would be used
+    List,
+    /// Install brokers through their own ecosystems' package clients
+    Install {
+        /// Which ones, as nats
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// Another version than the one queueproof was tested with
+        #[arg(long)]
+        version: Option<String>,
+    },
+    /// Start a broker in the background
+    Start {
+        /// Which one
+        name: String,
+        /// Another version than the one queueproof was tested with
+        #[arg(long)]
+        version: Option<String>,
+    },
+    /// Show the brokers that were started in the background
+    Status,
+    /// Stop a broker that was started in the background, and delete its data
+    Stop {
+        /// Which one
+        name: String,
+        /// Keep its data for the next start
+        #[arg(long)]
+        keep: bool,
+    },
+}
+
+/// Cleaning up.
+#[derive(Debug, Args)]
+pub struct Clean {
+    /// Where.
+    #[command(flatten)]
+    pub target: Target,
+    /// Also delete what runs left that began longer ago than this, whosever they are
+    #[arg(long, value_name = "AGE", default_value = "6h", value_parser = humantime::parse_duration)]
+    pub older_than: Duration,
+    /// Only say what would be deleted
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// A flaw by its name.
+fn flaw(name: &str) -> Result<Flaw, String> {
+    Flaw::ALL.iter().copied().find(|flaw| flaw.name() == name).ok_or_else(|| {
+        match crate::config::nearest(name, Flaw::ALL.iter().map(|f| f.name())) {
+            Some(near) => format!("there is no such flaw; did you mean {near}?"),
+            None => "there is no such flaw; see queueproof list flaws".into(),
+        }
+    })
+}
+
+impl Target {
+    /// The layers of file, environment and these flags.
+    ///
+    /// # Errors
+    /// A mistake in a flag.
+    pub fn layers(&self) -> Result<Layers, ConfigError> {
+        let mut layers = Layers::default();
+        layers.file(self.config.clone());
+        layers.environment(|name| std::env::var(name).ok());
+        for text in &self.set {
+            layers.set_flag(text)?;
+        }
+        if let Some(profile) = self.profile {
+            let name = match profile {
+                Profile::Quick => "quick",
+                Profile::Full => "full",
+            };
+            layers.set("--profile", "profile", name);
+        }
+        if let Some(url) = &self.url {
+            let nats = ["nats://", "tls://"].iter().any(|scheme| url.starts_with(scheme));
+            let named = |name: &str| self.backend.iter().any(|b| b == name);
+            if !nats {
+                return Err(ConfigError::new(
+                    "--url: an address begins with nats:// or tls://, as nats://127.0.0.1:4222",
+                ));
+            }
+            if named("memory") && !named("nats") {
+                return Err(ConfigError::new(
+                    "--url: the embedded backend has no address; did you mean --backend nats?",
+                ));
+            }
+            if self.backend.is_empty() {
+                layers.set("--url", "backend", "nats");
+            }
+            layers.set("--url", "nats.url", url);
+        }
+        if !self.backend.is_empty() {
+            layers.set("--backend", "backend", &self.backend.join(","));
+        }
+        Ok(layers)
+    }
+}
+
+impl Conform {
+    /// The layers, with what only a run has.
+    ///
+    /// # Errors
+    /// A mistake in a flag.
+    pub fn layers(&self) -> Result<Layers, ConfigError> {
+        let mut layers = self.target.layers()?;
+        if !self.property.is_empty() {
+            layers.set("--property", "property", &self.property.join(","));
+        }
+        if let Some(seed) = self.seed {
+            layers.set("--seed", "seed", &seed.to_string());
+        }
+        if let Some(jobs) = self.jobs {
+            layers.set("--jobs", "jobs", &jobs.to_string());
+        }
+        if let Some(format) = self.format {
+            let name = match format {
+                Format::Table => "table",
+                Format::Json => "json",
+            };
+            layers.set("--format", "format", name);
+        }
+        if let Some(out) = &self.out {
+            layers.set("--out", "out", &out.display().to_string());
+        }
+        Ok(layers)
+    }
+}
+

@@ -1,0 +1,182 @@
+//! Results for people: the verdicts, then the breaches, then what was not decided and why.
+
+use std::{collections::BTreeMap, fmt::Write};
+
+use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+
+use super::Style;
+use crate::results::{PropertyResult, Results, TargetResult, Verdict};
+
+/// Results as text.
+pub fn render(results: &Results, style: Style) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = write_all(&mut out, results, style);
+    out
+}
+
+fn write_all(out: &mut String, results: &Results, style: Style) -> std::fmt::Result {
+    writeln!(out, "{}", verdicts(results, style))?;
+    anomalies(out, results, style)?;
+    let undecided = [
+        (Verdict::Unknown, "not decided"),
+        (Verdict::Broken, "the environment failed"),
+        (Verdict::Skipped, "skipped: the backend declares that it cannot"),
+    ];
+    for (verdict, title) in undecided {
+        reasons(out, results, verdict, title, style)?;
+    }
+    writeln!(out, "\n{}", summary(results))
+}
+
+/// An empty table in the house style.
+pub(super) fn table(style: Style) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY.into());
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    if let Some(width) = style.width {
+        table.set_width(width);
+    }
+    if style.color {
+        table.enforce_styling();
+    } else {
+        table.force_no_tty();
+    }
+    table
+}
+
+fn verdicts(results: &Results, style: Style) -> Table {
+    let mut table = table(style);
+    let title = |target: &TargetResult| {
+        let version = if target.broker_version.is_empty() { "?" } else { &target.broker_version };
+        let backend =
+            if target.name == target.backend { String::new() } else { format!("{} ", target.backend) };
+        Cell::new(format!("{} ({backend}{version})", target.name))
+    };
+    table.set_header(
+        std::iter::once(Cell::new("property")).chain(results.targets.iter().map(title)),
+    );
+    let mut ids: Vec<&str> = Vec::new();
+    for property in results.properties() {
+        if !ids.contains(&property.id.as_str()) {
+            ids.push(&property.id);
+        }
+    }
+    for id in ids {
+        let mut row = vec![Cell::new(id)];
+        for target in &results.targets {
+            let found = target.properties.iter().find(|p| p.id == id);
+            row.push(found.map_or_else(|| Cell::new("-"), |p| cell(p, style)));
+        }
+        table.add_row(row);
+    }
+    table
+}
+
+fn cell(property: &PropertyResult, style: Style) -> Cell {
+    let words = match (property.verdict, property.key_figure.as_str()) {
+        (Verdict::Pass, figure) if !figure.is_empty() => format!("pass  {figure}"),
+        (Verdict::Fail, _) => {
+            let kinds: Vec<_> =
+                property.anomalies.iter().map(|a| format!("{} ×{}", a.kind, a.count)).collect();
+            format!("FAIL  {}", kinds.join(", "))
+        }
+        (verdict, _) => verdict.to_string(),
+    };
+    let cell = Cell::new(words).set_alignment(CellAlignment::Left);
+    if !style.color {
+        return cell;
+    }
+    match property.verdict {
+        Verdict::Pass => cell.fg(Color::Green),
+        Verdict::Fail => cell.fg(Color::Red).add_attribute(Attribute::Bold),
+        Verdict::Unknown | Verdict::Broken => cell.fg(Color::Yellow),
+        Verdict::Skipped => cell.add_attribute(Attribute::Dim),
+    }
+}
+
+fn anomalies(out: &mut String, results: &Results, style: Style) -> std::fmt::Result {
+    let mut any = false;
+    for target in &results.targets {
+        for property in &target.properties {
+            for anomaly in &property.anomalies {
+                if !std::mem::replace(&mut any, true) {
+                    writeln!(out, "\nanomalies, each with an example")?;
+                }
+                let head =
+                    format!("{} {}: {} ×{}", target.name, property.id, anomaly.kind, anomaly.count);
+                wrapped(out, "  ", &head, style)?;
+                if let Some(example) = anomaly.examples.first() {
+                    wrapped(out, "      ", example, style)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What has a verdict, by target and reason: a common reason is told once.
+fn reasons(
+    out: &mut String,
+    results: &Results,
+    verdict: Verdict,
+    title: &str,
+    style: Style,
+) -> std::fmt::Result {
+    let mut by_reason: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+    for target in &results.targets {
+        for property in target.properties.iter().filter(|p| p.verdict == verdict) {
+            let key = (target.name.as_str(), property.reason.as_str());
+            by_reason.entry(key).or_default().push(&property.id);
+        }
+    }
+    if by_reason.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\n{title}")?;
+    for ((target, reason), ids) in by_reason {
+        let ids = match ids.as_slice() {
+            many if many.len() > 3 => format!("{} and {} more", many[0], many.len() - 1),
+            few => few.join(", "),
+        };
+        wrapped(out, "  ", &format!("{target} {ids}"), style)?;
+        wrapped(out, "      ", reason, style)?;
+    }
+    Ok(())
+}
+
+/// Writes a text with an indent, broken between words where a width is given.
+fn wrapped(out: &mut String, indent: &str, text: &str, style: Style) -> std::fmt::Result {
+    let width = style.width.map_or(usize::MAX, usize::from).max(40);
+    let mut line = indent.to_string();
+    for word in text.split_whitespace() {
+        let used = line.chars().count();
+        if used > indent.len() && used + 1 + word.chars().count() > width {
+            writeln!(out, "{line}")?;
+            line = indent.to_string();
+        }
+        if line.len() > indent.len() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    writeln!(out, "{line}")
+}
+
+/// How many of which verdict, the seed, the time.
+pub fn summary(results: &Results) -> String {
+    let order =
+        [Verdict::Pass, Verdict::Fail, Verdict::Unknown, Verdict::Broken, Verdict::Skipped];
+    let counts: Vec<_> = order
+        .into_iter()
+        .map(|verdict| (results.properties().filter(|p| p.verdict == verdict).count(), verdict))
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, verdict)| format!("{count} {verdict}"))
+        .collect();
+    format!(
+        "{} · seed {} · {:.1} s",
+        if counts.is_empty() { "nothing was checked".into() } else { counts.join(", ") },
+        results.run.seed,
+        results.run.duration_ms as f64 / 1e3
+    )
+}
