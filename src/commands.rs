@@ -120,7 +120,8 @@ fn style(color: Color) -> Style {
 }
 
 fn log(verbose: u8) {
-    let level = ["warn,async_nats=off", "info,async_nats=warn", "debug"][usize::from(verbose.min(2))];
+    let level =
+        ["warn,async_nats=off", "info,async_nats=warn", "debug"][usize::from(verbose.min(2))];
     let filter = std::env::var("QUEUEPROOF_LOG").unwrap_or_else(|_| level.into());
     let filter = tracing_subscriber::EnvFilter::try_new(filter)
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
@@ -205,7 +206,9 @@ fn brokers(command: &Brokers) -> Result<u8, Failure> {
                     None => String::new(),
                 };
                 match &listing.used {
-                    Ok(found) => text.push_str(&format!("  used: {}{version}\n", found.path.display())),
+                    Ok(found) => {
+                        text.push_str(&format!("  used: {}{version}\n", found.path.display()))
+                    }
                     Err(error) => text.push_str(&format!("  used: none. {error}\n")),
                 }
                 for running in &listing.running {

@@ -66,6 +66,9 @@ fn judge_one(
         );
         return Err(HistoryError::Malformed { path, line: 1, problem });
     }
-    conformance::judge(property, &history)
-        .map_err(|problem| HistoryError::Malformed { path, line: 1, problem })
+    conformance::judge(property, &history).map_err(|problem| HistoryError::Malformed {
+        path,
+        line: 1,
+        problem,
+    })
 }

@@ -77,9 +77,7 @@ pub fn decode(payload: &[u8], run: u64) -> Seen {
     if u32_at(0) != MAGIC {
         return Seen::Nameless;
     }
-    if u64_at(22) != payload.len() as u64
-        || u32_at(CHECKSUM_AT) != checksum(payload)
-    {
+    if u64_at(22) != payload.len() as u64 || u32_at(CHECKSUM_AT) != checksum(payload) {
         return Seen::Damaged;
     }
     if u64_at(4) != run {
@@ -165,12 +163,11 @@ mod tests {
     fn what_travels_beside_the_payload_has_a_fingerprint_of_its_own() {
         let plain = Message::new("x");
         let keyed = Message { key: Some(String::new()), ..plain.clone() };
-        let header = |n: &str, v: &str| Message {
-            headers: vec![(n.into(), v.into())],
-            ..Message::new("x")
-        };
+        let header =
+            |n: &str, v: &str| Message { headers: vec![(n.into(), v.into())], ..Message::new("x") };
         assert_eq!(extra_fingerprint(&plain), 0);
-        let prints = [&plain, &keyed, &header("a", "bc"), &header("ab", "c")].map(extra_fingerprint);
+        let prints =
+            [&plain, &keyed, &header("a", "bc"), &header("ab", "c")].map(extra_fingerprint);
         for (i, a) in prints.iter().enumerate() {
             assert!(prints[i + 1..].iter().all(|b| a != b));
         }

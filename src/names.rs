@@ -29,9 +29,8 @@ pub fn topic_prefix(prefix: &str) -> String {
     static STARTED: OnceLock<u64> = OnceLock::new();
     static PROPERTIES: AtomicU32 = AtomicU32::new(0);
     let property = PROPERTIES.fetch_add(1, Ordering::Relaxed);
-    let started = STARTED.get_or_init(|| {
-        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-    });
+    let started = STARTED
+        .get_or_init(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs());
     format!("{prefix}-{started:x}-{:x}-{:04x}-{property:x}", std::process::id(), host())
 }
 

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{conformance::Property, config};
+use crate::{config, conformance::Property};
 use queueproof_backends::flawed::Flaw;
 
 /// A whole run, resolved.
@@ -45,7 +45,7 @@ pub enum BackendPlan {
     /// The embedded one.
     Memory(config::Memory),
     /// NATS JetStream: at a URL, or on a private server where there is none.
-    Nats(config::Nats),
+    Nats(Box<config::Nats>),
 }
 
 /// The sizes and times of the scenarios.

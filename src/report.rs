@@ -19,7 +19,11 @@ pub struct Style {
 ///
 /// # Errors
 /// Where they cannot be written as JSON, which no results of a run cause.
-pub fn render(format: Format, results: &Results, style: Style) -> Result<String, serde_json::Error> {
+pub fn render(
+    format: Format,
+    results: &Results,
+    style: Style,
+) -> Result<String, serde_json::Error> {
     match format {
         Format::Table => Ok(table::render(results, style)),
         Format::Json => json::render(results),

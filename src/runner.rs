@@ -115,7 +115,8 @@ pub fn run(
                     cancel,
                     dead: Mutex::default(),
                 };
-                let results = crew.work(&|id| show(Event::PropertyStarted { target: index, id }), &show_result);
+                let results = crew
+                    .work(&|id| show(Event::PropertyStarted { target: index, id }), &show_result);
                 // Only now may a private broker stop.
                 drop(reached);
                 results
@@ -206,9 +207,11 @@ impl Crew<'_> {
         }
         let dead = self.dead.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let halt = dead.or_else(|| self.cancel.is_cancelled().then(|| INTERRUPTED.into()));
-        let path = self.plan.out.as_ref().map(|folder| {
-            RunRecord::history_path(folder, &self.target.name, property.id)
-        });
+        let path = self
+            .plan
+            .out
+            .as_ref()
+            .map(|folder| RunRecord::history_path(folder, &self.target.name, property.id));
         let history = match self.play(property, path, halt) {
             Ok(history) => history,
             Err(reason) => return conformance::broken(property, reason),

@@ -40,10 +40,8 @@ impl Reached {
     pub fn new(plan: &TargetPlan) -> Result<Self, String> {
         let (connector, broker): (Arc<dyn Connector>, _) = match &plan.backend {
             BackendPlan::Memory(memory) => {
-                let settings = MemorySettings {
-                    max_payload: memory.max_payload,
-                    ..MemorySettings::default()
-                };
+                let settings =
+                    MemorySettings { max_payload: memory.max_payload, ..MemorySettings::default() };
                 (Arc::new(MemoryConnector::new(settings)), None)
             }
             BackendPlan::Nats(nats) => {
@@ -85,7 +83,8 @@ impl Reached {
 /// Starts a NATS server for this run alone.
 fn private_nats(nats: &config::Nats) -> Result<PrivateBroker, String> {
     let kind = brokers::kind("nats").map_err(|e| e.to_string())?;
-    let wanted = Wanted { binary: nats.server.binary.clone(), version: nats.server.version.clone() };
+    let wanted =
+        Wanted { binary: nats.server.binary.clone(), version: nats.server.version.clone() };
     let places = Places::from_env().map_err(|e| e.to_string())?;
     let found = brokers::find(&places, kind, &wanted).map_err(|e| e.to_string())?;
     let mut settings = StartSettings::new(found.path);

@@ -40,7 +40,10 @@ fn main() -> ExitCode {
             trials.push(Trial::test(name, move || honest_on(nats_at(url), property)));
         }
     }
-    let code = libtest_mimic::run(&Arguments::from_args(), trials).exit_code();
+    let mut arguments = Arguments::from_args();
+    // They wait most of the time.
+    arguments.test_threads.get_or_insert(8);
+    let code = libtest_mimic::run(&arguments, trials).exit_code();
     drop(nats); // the server stops here, whatever was found
     code
 }
@@ -66,7 +69,7 @@ fn nats() -> Option<PrivateBroker> {
 }
 
 fn nats_at(url: String) -> BackendPlan {
-    BackendPlan::Nats(config::Nats { url: Some(url), ..config::Nats::default() })
+    BackendPlan::Nats(Box::new(config::Nats { url: Some(url), ..config::Nats::default() }))
 }
 
 /// Plays one property.

@@ -191,14 +191,20 @@ impl Capability {
     /// What it is, in one sentence.
     pub fn doc(self) -> &'static str {
         match self {
-            Capability::WorkQueue => "Several consumers compete for the messages of one subscription.",
+            Capability::WorkQueue => {
+                "Several consumers compete for the messages of one subscription."
+            }
             Capability::Broadcast => "Every subscription of a topic gets every message.",
-            Capability::StartEarliest => "A new subscription can begin with the oldest stored message.",
+            Capability::StartEarliest => {
+                "A new subscription can begin with the oldest stored message."
+            }
             Capability::StartLatest => "A new subscription can begin with the next message.",
             Capability::Order => "One publisher's messages reach one consumer in their order.",
             Capability::DedupId => "Equal ids from any publisher are stored once within a window.",
             Capability::DedupSequence => "Numbers of a named producer are stored once.",
-            Capability::DedupWindow => "The length of the deduplication window can be set per topic.",
+            Capability::DedupWindow => {
+                "The length of the deduplication window can be set per topic."
+            }
             Capability::DuplicateReported => "The receipt of a dropped duplicate says so.",
             Capability::Nack => "A delivery can be handed back.",
             Capability::NackDelay => "A delivery can be handed back with a delay.",
@@ -206,11 +212,15 @@ impl Capability {
             Capability::Touch => "A delivery's lock can be extended.",
             Capability::ConfirmedAck => "The broker confirms acknowledgements.",
             Capability::AttemptCount => "A delivery says how often its message was delivered.",
-            Capability::DeadLetter => "After a number of deliveries a message is moved to a dead-letter topic.",
+            Capability::DeadLetter => {
+                "After a number of deliveries a message is moved to a dead-letter topic."
+            }
             Capability::Headers => "Names and values travel with a message.",
             Capability::Keys => "A key travels with a message.",
             Capability::Depth => "The broker says how much a subscription holds.",
-            Capability::TopicLimit => "A topic can be limited in messages, with a definite rejection beyond.",
+            Capability::TopicLimit => {
+                "A topic can be limited in messages, with a definite rejection beyond."
+            }
         }
     }
 }

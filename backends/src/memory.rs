@@ -88,9 +88,11 @@ impl Connector for MemoryConnector {
     ) -> BoxFuture<'_, Result<Arc<dyn QueueBackend>, BackendError>> {
         let link = match link {
             None => Ok(None),
-            Some(link) => link.as_any().downcast_ref::<MemoryLink>().cloned().map(Some).ok_or_else(
-                || BackendError::new(ErrorKind::InvalidArgument, "the link is another backend's"),
-            ),
+            Some(link) => {
+                link.as_any().downcast_ref::<MemoryLink>().cloned().map(Some).ok_or_else(|| {
+                    BackendError::new(ErrorKind::InvalidArgument, "the link is another backend's")
+                })
+            }
         };
         let connection = link.and_then(|link| {
             let id = lock(&self.broker).connect();

@@ -98,7 +98,8 @@ fn dropped_for_nothing(evidence: &Evidence<'_>, copies: &[PublishIndex], finding
         // … and some copy, dropped or not (a window may slide), within the window before.
         let remembered = |&i: &PublishIndex| {
             let other = &evidence.publishes[i];
-            let until = other.at.1.saturating_add(window).saturating_add(forgotten_within(evidence));
+            let until =
+                other.at.1.saturating_add(window).saturating_add(forgotten_within(evidence));
             i != index && other.possible() && other.at.0 <= dropped.at.1 && dropped.at.0 <= until
         };
         let originals: Vec<_> = copies.iter().filter(original).collect();
@@ -116,15 +117,23 @@ fn dropped_for_nothing(evidence: &Evidence<'_>, copies: &[PublishIndex], finding
         }
         if evidence.publishes[index].delivered.is_some() {
             findings.anomaly(AnomalyKind::ReceiptContradicted, || {
-                format!("{}: its receipt says dropped as a duplicate, and it was delivered", evidence.name(index))
+                format!(
+                    "{}: its receipt says dropped as a duplicate, and it was delivered",
+                    evidence.name(index)
+                )
             });
         }
         if let Some(position) = dropped.position()
             && !originals.is_empty()
-            && originals.iter().all(|&&i| evidence.publishes[i].position().is_some_and(|p| p != position))
+            && originals
+                .iter()
+                .all(|&&i| evidence.publishes[i].position().is_some_and(|p| p != position))
         {
             findings.anomaly(AnomalyKind::ReceiptContradicted, || {
-                format!("{}: its receipt gives position {position}, where no message of its key is", evidence.name(index))
+                format!(
+                    "{}: its receipt gives position {position}, where no message of its key is",
+                    evidence.name(index)
+                )
             });
         }
     }
@@ -172,7 +181,10 @@ fn missing(
             continue;
         }
         let told = evidence.publishes[i].op.outcome
-            == crate::history::Published::Confirmed { duplicate: Some(false), position: sent.position() };
+            == crate::history::Published::Confirmed {
+                duplicate: Some(false),
+                position: sent.position(),
+            };
         // Where receipts do not tell, only one copy of a key need come.
         if any_came && !told {
             continue;
@@ -187,7 +199,9 @@ fn missing(
             let name = evidence.name(i);
             let at = words(sent.at.1);
             match beside {
-                true => format!("{name}: its receipt of {at} says stored; another copy of its key came instead"),
+                true => format!(
+                    "{name}: its receipt of {at} says stored; another copy of its key came instead"
+                ),
                 false => format!(
                     "{name}: confirmed at {at}, not delivered to subscription {} by {}",
                     subscription.spec.subscription,
@@ -201,7 +215,10 @@ fn missing(
     let stored = copies.iter().any(|&i| evidence.publishes[i].stored());
     if claimed && !stored && !any_came && copies.len() > 1 {
         findings.anomaly(AnomalyKind::Lost, || {
-            format!("{}: a receipt says duplicate, and no copy of its key came", evidence.name(copies[0]))
+            format!(
+                "{}: a receipt says duplicate, and no copy of its key came",
+                evidence.name(copies[0])
+            )
         });
     }
 }

@@ -69,10 +69,16 @@ fn identity(evidence: &Evidence<'_>, delivery: &Delivered<'_>, findings: &mut Fi
             Seen::Nameless => findings.anomaly(AnomalyKind::Phantom, || {
                 format!("{} was given {} bytes that nobody published", here(), op.len)
             }),
-            Seen::Foreign => findings
-                .anomaly(AnomalyKind::Phantom, || format!("{} was given another run's message", here())),
+            Seen::Foreign => findings.anomaly(AnomalyKind::Phantom, || {
+                format!("{} was given another run's message", here())
+            }),
             Seen::Known(id) => findings.anomaly(AnomalyKind::Phantom, || {
-                format!("{} was given message {}/{}, never published", here(), id.publisher, id.number)
+                format!(
+                    "{} was given message {}/{}, never published",
+                    here(),
+                    id.publisher,
+                    id.number
+                )
             }),
         }
         return;
@@ -88,12 +94,23 @@ fn identity(evidence: &Evidence<'_>, delivery: &Delivered<'_>, findings: &mut Fi
     }
     if delivery.at.1 < sent.at.0 {
         findings.anomaly(AnomalyKind::Phantom, || {
-            format!("{} was given {} before it was published at {}", here(), name(), words(sent.at.0))
+            format!(
+                "{} was given {} before it was published at {}",
+                here(),
+                name(),
+                words(sent.at.0)
+            )
         });
     }
     if (op.len, op.body) != (sent.op.len, sent.op.body) {
         findings.anomaly(AnomalyKind::Corrupt, || {
-            format!("{} was given {} with another payload: {} bytes for {}", here(), name(), op.len, sent.op.len)
+            format!(
+                "{} was given {} with another payload: {} bytes for {}",
+                here(),
+                name(),
+                op.len,
+                sent.op.len
+            )
         });
     } else if op.extra != sent.op.extra {
         findings.anomaly(AnomalyKind::Corrupt, || {
@@ -112,7 +129,11 @@ fn identity(evidence: &Evidence<'_>, delivery: &Delivered<'_>, findings: &mut Fi
         && receipt != position
     {
         findings.anomaly(AnomalyKind::ReceiptContradicted, || {
-            format!("the receipt of {} says position {receipt}, {} got it at {position}", name(), here())
+            format!(
+                "the receipt of {} says position {receipt}, {} got it at {position}",
+                name(),
+                here()
+            )
         });
     }
 }
@@ -135,14 +156,17 @@ fn causes(
         // It was assigned before it was received, and before any later one was.
         let assigned_by =
             deliveries[nth..].iter().map(|&d| delivered(d).at.1).min().unwrap_or(delivery.at.1);
-        let held = releases.iter().zip(deliveries).find(|(release, _)| {
-            release.at > assigned_by.saturating_add(evidence.slack())
-        });
+        let held = releases
+            .iter()
+            .zip(deliveries)
+            .find(|(release, _)| release.at > assigned_by.saturating_add(evidence.slack()));
         if let Some((release, &earlier)) = held {
             let earlier = delivered(earlier);
             let recounted = delivery.op.attempt > earlier.op.attempt;
             let kind = match release.why {
-                Why::Acked if accepted_ack(earlier).is_some_and(|ack| ack.place < delivery.place) => {
+                Why::Acked
+                    if accepted_ack(earlier).is_some_and(|ack| ack.place < delivery.place) =>
+                {
                     AnomalyKind::RedeliveredAfterAck
                 }
                 Why::Nacked => AnomalyKind::EarlyRedelivery,
@@ -353,7 +377,9 @@ fn dead_letters(evidence: &Evidence<'_>, findings: &mut Findings) {
             if !moved && drained && (rejected || used_up && !acked) {
                 findings.anomaly(AnomalyKind::NotDeadLettered, || {
                     let (name, n) = (evidence.name(publish), deliveries.len());
-                    format!("{name}: {n} deliveries, the limit is {limit}, not in the dead-letter topic")
+                    format!(
+                        "{name}: {n} deliveries, the limit is {limit}, not in the dead-letter topic"
+                    )
                 });
             }
         }

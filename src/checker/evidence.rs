@@ -189,7 +189,12 @@ impl<'h> Evidence<'h> {
                     copy: publish.copy,
                 };
                 self.identities.insert(identity, self.publishes.len());
-                self.publishes.push(Sent { op: publish, at: op.at, connection: by, delivered: None });
+                self.publishes.push(Sent {
+                    op: publish,
+                    at: op.at,
+                    connection: by,
+                    delivered: None,
+                });
             }
             What::Consumer { subscription, prefetch, .. } => {
                 let subscription = usize::from(*subscription);
@@ -331,10 +336,7 @@ impl Sent<'_> {
 
     /// Whether the broker said that it stored it, not that it dropped it.
     pub fn stored(&self) -> bool {
-        matches!(
-            self.op.outcome,
-            Published::Confirmed { duplicate: Some(false) | None, .. }
-        )
+        matches!(self.op.outcome, Published::Confirmed { duplicate: Some(false) | None, .. })
     }
 
     /// Whether the broker said that it dropped it as a duplicate.

@@ -34,7 +34,8 @@ fn publishes(evidence: &Evidence<'_>, findings: &mut Findings) {
                 RejectKind::LimitReached | RejectKind::NotAllowed | RejectKind::NoTopic,
                 reason,
             ) if !sent.op.illegal => {
-                findings.disturbed(format!("the broker refused {}: {reason}", evidence.name(index)));
+                findings
+                    .disturbed(format!("the broker refused {}: {reason}", evidence.name(index)));
             }
             Published::Rejected(kind, reason) if !sent.op.illegal => {
                 findings.anomaly(AnomalyKind::Refused, || {
@@ -42,7 +43,9 @@ fn publishes(evidence: &Evidence<'_>, findings: &mut Findings) {
                 });
             }
             Published::Rejected(..) => {}
-            Published::NotSent(reason) | Published::Indeterminate(reason) | Published::Failed(reason) => {
+            Published::NotSent(reason)
+            | Published::Indeterminate(reason)
+            | Published::Failed(reason) => {
                 if !faulted {
                     unconfirmed += 1;
                     example.clone_from(reason);

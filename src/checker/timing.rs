@@ -77,9 +77,8 @@ pub fn late(
         findings.undecided("this program was held up by the machine while it waited");
         return;
     }
-    findings.anomaly(kind, || {
-        format!("{}: due by {}, came at {}", example(), words(due), words(came))
-    });
+    findings
+        .anomaly(kind, || format!("{}: due by {}, came at {}", example(), words(due), words(came)));
 }
 
 /// The deliveries of each message in a subscription that were followed by another, with that one.

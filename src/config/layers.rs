@@ -91,9 +91,12 @@ impl Layers {
     /// # Errors
     /// Where it is not of that form.
     pub fn set_flag(&mut self, text: &str) -> Result<(), ConfigError> {
-        let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(|| {
-            ConfigError::new(format!("--set {text:?}: expected key=value, as suite.messages=500"))
-        })?;
+        let (key, value) =
+            text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(|| {
+                ConfigError::new(format!(
+                    "--set {text:?}: expected key=value, as suite.messages=500"
+                ))
+            })?;
         self.set(&format!("--set {key}"), key, value);
         Ok(())
     }

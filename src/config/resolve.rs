@@ -55,10 +55,10 @@ impl Config {
         for (name, settings) in &self.targets {
             let key = format!("targets.{name}");
             let backend = match (&settings.memory, &settings.nats) {
-                (Some(changes), None) => {
-                    BackendPlan::Memory(changed(&self.memory, changes, &key)?)
+                (Some(changes), None) => BackendPlan::Memory(changed(&self.memory, changes, &key)?),
+                (None, Some(changes)) => {
+                    BackendPlan::Nats(Box::new(changed(&self.nats, changes, &key)?))
                 }
-                (None, Some(changes)) => BackendPlan::Nats(changed(&self.nats, changes, &key)?),
                 _ => {
                     let expected = BACKENDS.join(" or ");
                     return Err(ConfigError::new(format!("{key}: expected one of {expected}")));
@@ -107,7 +107,7 @@ impl Config {
     pub fn backend_plan(&self, name: &str) -> Result<BackendPlan, ConfigError> {
         match name {
             "memory" => Ok(BackendPlan::Memory(self.memory.clone())),
-            "nats" => Ok(BackendPlan::Nats(self.nats.clone())),
+            "nats" => Ok(BackendPlan::Nats(Box::new(self.nats.clone()))),
             _ => Err(unknown("backend", name, BACKENDS.iter().copied())),
         }
     }
@@ -212,9 +212,9 @@ fn select(wanted: &List) -> Result<Vec<&'static Property>, ConfigError> {
         }
         if !found {
             {
-            let ids: Vec<_> = properties().map(|p| p.id).collect();
-            return Err(unknown("property", text, ids.into_iter()));
-        }
+                let ids: Vec<_> = properties().map(|p| p.id).collect();
+                return Err(unknown("property", text, ids.into_iter()));
+            }
         }
     }
     Ok(properties().zip(chosen).filter(|(_, chosen)| *chosen).map(|(p, _)| p).collect())
@@ -226,10 +226,15 @@ fn unknown(
     known: impl Iterator<Item = &'static str> + Clone,
 ) -> ConfigError {
     match nearest(name, known.clone()) {
-        Some(near) => ConfigError::new(format!("{what}: there is no {name:?}; did you mean {near}?")),
+        Some(near) => {
+            ConfigError::new(format!("{what}: there is no {name:?}; did you mean {near}?"))
+        }
         None => {
             let known: Vec<_> = known.collect();
-            ConfigError::new(format!("{what}: there is no {name:?}; there are {}", known.join(", ")))
+            ConfigError::new(format!(
+                "{what}: there is no {name:?}; there are {}",
+                known.join(", ")
+            ))
         }
     }
 }

@@ -20,8 +20,10 @@ impl Nats {
     /// Where they cannot be read, or contradict each other.
     pub fn read_secrets(&self) -> Result<NatsSecrets, ConfigError> {
         let auth = &self.auth;
-        let either = |what: &str, file: &Option<std::path::PathBuf>, variable: &Option<String>| {
-            match (file, variable) {
+        let either =
+            |what: &str, file: &Option<std::path::PathBuf>, variable: &Option<String>| match (
+                file, variable,
+            ) {
                 (Some(_), Some(_)) => Err(ConfigError::new(format!(
                     "nats.auth: {what}_file and {what}_env exclude each other"
                 ))),
@@ -33,8 +35,7 @@ impl Nats {
                     ))),
                 },
                 (None, None) => Ok(None),
-            }
-        };
+            };
         let password = either("password", &auth.password_file, &auth.password_env)?;
         let token = either("token", &auth.token_file, &auth.token_env)?;
         let file = |key: &str, path: &Option<std::path::PathBuf>| {

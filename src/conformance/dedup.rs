@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use futures::future::{join_all, try_join_all};
 use queueproof_backends::{
-    Capability::{
-        ConfirmedAck, DedupId, DedupWindow, DuplicateReported, TopicLimit, WorkQueue,
-    },
+    Capability::{ConfirmedAck, DedupId, DedupWindow, DuplicateReported, TopicLimit, WorkQueue},
     Direction, PublisherOptions, RejectKind, Retention,
     flawed::Flaw,
 };
@@ -17,9 +15,7 @@ use super::{
 };
 use crate::{
     checker::{
-        AnomalyKind::{
-            DuplicateStored, FalseDuplicate, ReceiptContradicted, UnreportedDuplicate,
-        },
+        AnomalyKind::{DuplicateStored, FalseDuplicate, ReceiptContradicted, UnreportedDuplicate},
         Evidence, Findings, millis, words,
     },
     history::{Halt, Published, nanos},
@@ -70,10 +66,7 @@ pub(super) static PROPERTIES: &[Property] = &[
         doc: "Publishers, each on a connection of its own, publish the same keys at the same time, \
               key by key. The figure is how many keys had publishes that overlapped.",
         needs: &[WorkQueue, DedupId],
-        catches: &[
-            (Flaw::DedupRace, DuplicateStored),
-            (Flaw::DedupPerPublisher, DuplicateStored),
-        ],
+        catches: &[(Flaw::DedupRace, DuplicateStored), (Flaw::DedupPerPublisher, DuplicateStored)],
         scenario: |stage| Box::pin(concurrent_publishers(stage)),
         judge: judge_concurrent,
     },
@@ -136,10 +129,7 @@ pub(super) static PROPERTIES: &[Property] = &[
               another connection sees the messages stored. Then the link is cut, so that the \
               publisher cannot know; after it heals, the same keys are published again.",
         needs: &[WorkQueue, DedupId],
-        catches: &[
-            (Flaw::RetryStoredTwice, DuplicateStored),
-            (Flaw::IgnoreDedup, DuplicateStored),
-        ],
+        catches: &[(Flaw::RetryStoredTwice, DuplicateStored), (Flaw::IgnoreDedup, DuplicateStored)],
         scenario: |stage| Box::pin(retry_after_unknown(stage)),
         judge: judge_retry,
     },
@@ -205,14 +195,13 @@ async fn same_publisher(stage: &Stage) -> Result<(), Halt> {
 
 async fn reopened_publisher(stage: &Stage) -> Result<(), Halt> {
     let scene = Scene::new(stage).await?;
-    let mut copy = 0;
-    for connection in [&scene.director, &scene.director, &stage.connect().await?] {
+    for (copy, connection) in (0..).zip([&scene.director, &scene.director, &stage.connect().await?])
+    {
         let mut publisher = connection.publisher(&scene.topic).await?;
         for key in 0..keys(stage) {
             publisher.publish(Draft::keyed(key, copy)).await;
         }
         publisher.close().await;
-        copy += 1;
     }
     scene.drain(stage).await
 }
@@ -275,9 +264,10 @@ fn judge_concurrent(evidence: &Evidence<'_>, findings: &mut Findings) {
         by_key.entry(sent.op.key).or_default().push(sent.at);
     }
     let overlap = |spans: &&Vec<(u64, u64)>| {
-        spans.iter().enumerate().any(|(i, a)| {
-            spans[i + 1..].iter().any(|b| a.0 <= b.1 && b.0 <= a.1)
-        })
+        spans
+            .iter()
+            .enumerate()
+            .any(|(i, a)| spans[i + 1..].iter().any(|b| a.0 <= b.1 && b.0 <= a.1))
     };
     let overlapping = by_key.values().filter(overlap).count();
     findings.require(overlapping > 0, "no two publishes of one key overlapped");
@@ -291,8 +281,7 @@ async fn distinct_kept(stage: &Stage) -> Result<(), Halt> {
     // In hexadecimal these are 1, 11, 111, 10, 100, …: beginnings and ends of each other.
     let alike = [0x1, 0x11, 0x111, 0x1111, 0x10, 0x100, 0x101, 0x1000, 0x1001, 0x0011_1111];
     let others = 0x2_0000..0x2_0000 + stage.suite.messages.min(1000);
-    let drafts: Vec<_> =
-        alike.into_iter().chain(others).map(|key| Draft::keyed(key, 0)).collect();
+    let drafts: Vec<_> = alike.into_iter().chain(others).map(|key| Draft::keyed(key, 0)).collect();
     for batch in drafts.chunks(256) {
         publisher.publish_all(batch.to_vec()).await;
     }
@@ -384,7 +373,10 @@ fn judge_window_expiry(evidence: &Evidence<'_>, findings: &mut Findings) {
         _ => "unknown",
     };
     findings.observe("window", kind);
-    findings.require(of(outside, 1).is_some_and(|p| p.confirmed()), "no key was repeated after the window");
+    findings.require(
+        of(outside, 1).is_some_and(|p| p.confirmed()),
+        "no key was repeated after the window",
+    );
     let short = kind.split(' ').next().unwrap_or_default();
     findings.key_figure = match stored_at {
         Some(stored) => format!("{} – {}, {short}", words(dropped_at), words(stored)),
@@ -519,8 +511,7 @@ async fn invalid_first(stage: &Stage) -> Result<(), Halt> {
     let mut consumers = vec![stage.connect().await?.consumer(&scene.subscription, 16).await?];
     if stage.has(TopicLimit) {
         let topic = stage.topic(&scene.director, Retention::UntilAcked, Some(5)).await?;
-        let subscription =
-            stage.subscribe(&scene.director, &topic, Subscribe::default()).await?;
+        let subscription = stage.subscribe(&scene.director, &topic, Subscribe::default()).await?;
         let mut publisher = scene.director.publisher(&topic).await?;
         publisher.send(5).await;
         for key in 100..105 {
@@ -540,8 +531,7 @@ async fn invalid_first(stage: &Stage) -> Result<(), Halt> {
 
 fn judge_invalid_first(evidence: &Evidence<'_>, findings: &mut Findings) {
     let refused = |kind: RejectKind| {
-        let of_kind =
-            |p: &&crate::checker::evidence::Sent<'_>| matches!(&p.op.outcome, Published::Rejected(k, _) if *k == kind);
+        let of_kind = |p: &&crate::checker::evidence::Sent<'_>| matches!(&p.op.outcome, Published::Rejected(k, _) if *k == kind);
         evidence.publishes.iter().filter(of_kind).count()
     };
     let (large, full) = (refused(RejectKind::TooLarge), refused(RejectKind::LimitReached));

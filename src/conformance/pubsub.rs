@@ -10,7 +10,7 @@ use queueproof_backends::{
 
 use super::{
     Property, Stage,
-    stage::{Draft, Subscribe},
+    stage::{Draft, Extra, Subscribe},
 };
 use crate::{
     checker::{
@@ -224,27 +224,27 @@ fn judge_independent_settlement(evidence: &Evidence<'_>, findings: &mut Findings
 }
 
 /// Payloads that hold what a careless protocol would stumble over.
-fn awkward_extras(stage: &Stage) -> Vec<(Option<String>, Vec<(String, String)>)> {
+fn awkward_extras(stage: &Stage) -> Vec<Extra> {
     let header = |name: &str, value: &str| (name.to_string(), value.to_string());
     let mut extras = Vec::new();
+    let key = |key: &str| Some(key.to_string());
     if stage.has(Keys) {
-        extras.push((Some("agent-17".into()), Vec::new()));
-        extras.push((Some("a key: with / many = signs & \"quotes\"".into()), Vec::new()));
+        extras.push(Extra { key: key("agent-17"), headers: Vec::new() });
+        let awkward = "a key: with / many = signs & \"quotes\"";
+        extras.push(Extra { key: key(awkward), headers: Vec::new() });
     }
     if stage.has(Headers) {
-        extras.push((None, vec![header("one", "1")]));
-        extras.push((
-            None,
-            vec![
-                header("Content-Type", "text/plain; charset=utf-8"),
-                header("content-type", "another, by its case"),
-                header("colon", "a: b: c"),
-                header("long", &"x".repeat(2000)),
-            ],
-        ));
+        extras.push(Extra { key: None, headers: vec![header("one", "1")] });
+        let headers = vec![
+            header("Content-Type", "text/plain; charset=utf-8"),
+            header("content-type", "another, by its case"),
+            header("colon", "a: b: c"),
+            header("long", &"x".repeat(2000)),
+        ];
+        extras.push(Extra { key: None, headers });
     }
     if stage.has(Keys) && stage.has(Headers) {
-        extras.push((Some("both".into()), vec![header("with", "a header")]));
+        extras.push(Extra { key: key("both"), headers: vec![header("with", "a header")] });
     }
     extras
 }
@@ -263,7 +263,7 @@ async fn payload_integrity(stage: &Stage) -> Result<(), Halt> {
         publisher.publish(Draft { len: Some(size), ..Draft::default() }).await;
     }
     for extra in awkward_extras(stage) {
-        publisher.publish(Draft { extra: Some(extra), ..Draft::default() }).await;
+        publisher.publish(Draft { extra, ..Draft::default() }).await;
     }
     // Payloads too small to say who they are: each alone on a topic.
     let smallest = limits.min_payload as usize;
@@ -294,7 +294,8 @@ async fn too_large(stage: &Stage) -> Result<(), Halt> {
     };
     let director = stage.connect().await?;
     let (topic, subscription) = stage.work_queue(&director).await?;
-    let mut publisher = stage.connect().await?.publisher(&topic).await?;
+    let publishing = stage.connect().await?;
+    let mut publisher = publishing.publisher(&topic).await?;
     let limit = limit as usize;
     publisher.publish(Draft::default()).await;
     for len in [limit + 1, limit * 2] {
@@ -303,12 +304,13 @@ async fn too_large(stage: &Stage) -> Result<(), Halt> {
     }
     // Was it the refusal that took the connection down, or is the broker gone?
     stage.connect().await?.close().await;
-    stage.mark("broker-answers", 1);
+    stage.mark("broker-answers-and-lost", publishing.disconnects() as i64);
     stage.drain(&mut [director.consumer(&subscription, 4).await?]).await
 }
 
 fn judge_too_large(evidence: &Evidence<'_>, findings: &mut Findings) {
     let mut refused = 0;
+    let answers = evidence.mark("broker-answers-and-lost");
     for (index, sent) in evidence.publishes.iter().enumerate() {
         let size = sent.op.len;
         match &sent.op.outcome {
@@ -322,11 +324,12 @@ fn judge_too_large(evidence: &Evidence<'_>, findings: &mut Findings) {
                 });
             }
             other if sent.op.illegal => {
-                findings.undecided(format!("{size} bytes were not refused as too large: {other:?}"));
+                findings
+                    .undecided(format!("{size} bytes were not refused as too large: {other:?}"));
             }
             // A legal one after an illegal one.
             Published::NotSent(why) | Published::Indeterminate(why) | Published::Failed(why)
-                if index > 0 && evidence.mark("broker-answers").is_some() =>
+                if index > 0 && answers.is_some() =>
             {
                 findings.anomaly(ConnectionLost, || {
                     format!("{} after the refusal: {why}", evidence.name(index))
@@ -335,9 +338,7 @@ fn judge_too_large(evidence: &Evidence<'_>, findings: &mut Findings) {
             _ => {}
         }
     }
-    let publishing = evidence.publishes.first().map_or(0, |p| p.connection);
-    if evidence.connections[publishing].disconnects > 0 && evidence.mark("broker-answers").is_some()
-    {
+    if answers.is_some_and(|(_, lost)| lost > 0) {
         findings.anomaly(ConnectionLost, || "the publisher's connection was lost".into());
     }
     findings.require(refused > 0 || findings.has(TooLargeTaken), "nothing was refused");

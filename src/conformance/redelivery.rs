@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use queueproof_backends::{
-    Capability::{
-        AckTimeout, AttemptCount, DeadLetter, Nack, NackDelay, Touch, WorkQueue,
-    },
+    Capability::{AckTimeout, AttemptCount, DeadLetter, Nack, NackDelay, Touch, WorkQueue},
     Disconnect, Retention,
     flawed::Flaw,
 };
@@ -18,8 +16,8 @@ use super::{
 use crate::{
     checker::{
         AnomalyKind::{
-            EarlyRedelivery, FalseLeaseLost, LateRedelivery, NotDeadLettered,
-            NotRedelivered, RedeliveredAfterAck, StuckToOne, Unbounded, WrongAttempt,
+            EarlyRedelivery, FalseLeaseLost, LateRedelivery, NotDeadLettered, NotRedelivered,
+            RedeliveredAfterAck, StuckToOne, Unbounded, WrongAttempt,
         },
         Evidence, Findings,
         timing::{Spans, late, redeliveries},
@@ -95,10 +93,7 @@ pub(super) static PROPERTIES: &[Property] = &[
         doc: "Messages are acknowledged; then the consumer's connection is cut and comes back, and \
               others join. Nothing may come in a quiet period that outlasts the ack timeout.",
         needs: &[WorkQueue],
-        catches: &[
-            (Flaw::ForgetAck, RedeliveredAfterAck),
-            (Flaw::Resurrect, RedeliveredAfterAck),
-        ],
+        catches: &[(Flaw::ForgetAck, RedeliveredAfterAck), (Flaw::Resurrect, RedeliveredAfterAck)],
         scenario: |stage| Box::pin(never_after_ack(stage)),
         judge: judge_never_after_ack,
     },
@@ -201,7 +196,10 @@ fn judge_nack(evidence: &Evidence<'_>, findings: &mut Findings) {
             format!("a message handed back at {} for {}", words(until), words(delay))
         });
     }
-    findings.require(!spans.is_empty() || findings.has(NotRedelivered), "nothing handed back came again");
+    findings.require(
+        !spans.is_empty() || findings.has(NotRedelivered),
+        "nothing handed back came again",
+    );
     spans.observe("redelivered", findings);
 }
 
@@ -228,9 +226,19 @@ fn judge_ack_timeout(evidence: &Evidence<'_>, findings: &mut Findings) {
     for (before, again) in redeliveries(evidence, 0) {
         let timeout = evidence.subscription(before).spec.ack_timeout;
         spans.add(again.at.1.saturating_sub(before.at.1));
-        late(evidence, findings, LateRedelivery, (before.at.1 + timeout + resolution, again.at.1), || {
-            format!("a message held since {} with an ack timeout of {}", words(before.at.1), words(timeout))
-        });
+        late(
+            evidence,
+            findings,
+            LateRedelivery,
+            (before.at.1 + timeout + resolution, again.at.1),
+            || {
+                format!(
+                    "a message held since {} with an ack timeout of {}",
+                    words(before.at.1),
+                    words(timeout)
+                )
+            },
+        );
     }
     findings.require(!spans.is_empty() || findings.has(NotRedelivered), "nothing came back");
     spans.observe("redelivered", findings);
@@ -260,7 +268,9 @@ fn judge_disconnect(evidence: &Evidence<'_>, findings: &mut Findings) {
         let timeout = evidence.subscription(before).spec.ack_timeout;
         let due = match limits.disconnect {
             Disconnect::Immediately => cut.at.1,
-            Disconnect::AfterAckTimeout => before.at.1 + timeout + nanos(limits.ack_timeout_resolution),
+            Disconnect::AfterAckTimeout => {
+                before.at.1 + timeout + nanos(limits.ack_timeout_resolution)
+            }
         };
         spans.add(again.at.1.saturating_sub(cut.at.0));
         late(evidence, findings, LateRedelivery, (due, again.at.1), || {
@@ -389,7 +399,10 @@ fn judge_attempt_count(evidence: &Evidence<'_>, findings: &mut Findings) {
                 highest = highest.max(nth);
                 if attempt != Some(nth) {
                     findings.anomaly(WrongAttempt, || {
-                        format!("{}: delivery {nth} says attempt {attempt:?}", evidence.name(publish))
+                        format!(
+                            "{}: delivery {nth} says attempt {attempt:?}",
+                            evidence.name(publish)
+                        )
                     });
                 }
             }
@@ -439,10 +452,15 @@ fn judge_other_consumer(evidence: &Evidence<'_>, findings: &mut Findings) {
             elsewhere += u64::from(after.op.consumer != before.op.consumer);
         }
     }
-    findings.require(again >= 5 || findings.has(NotRedelivered), "fewer than five handed back came again");
+    findings.require(
+        again >= 5 || findings.has(NotRedelivered),
+        "fewer than five handed back came again",
+    );
     if again >= 5 && elsewhere == 0 {
         findings.anomaly(StuckToOne, || {
-            format!("{again} deliveries were handed back by consumer {returner}; all came to it again")
+            format!(
+                "{again} deliveries were handed back by consumer {returner}; all came to it again"
+            )
         });
     }
     findings.observe("redelivered", again);
@@ -472,8 +490,7 @@ async fn bounded(stage: &Stage) -> Result<(), Halt> {
     director.publisher(&topic).await?.send(9).await;
     // All deliveries of all messages take at most this long, and no more come afterwards.
     let timeout = stage.suite.ack_timeout + stage.capabilities.limits.ack_timeout_resolution;
-    let until = stage.now()
-        + nanos(timeout * DELIVERIES + stage.suite.tolerance * 2);
+    let until = stage.now() + nanos(timeout * DELIVERIES + stage.suite.tolerance * 2);
     let mut deliveries = 0;
     while let left @ 1.. = until.saturating_sub(stage.now()) {
         let linger = Duration::from_nanos(left);
@@ -509,7 +526,10 @@ fn judge_bounded(evidence: &Evidence<'_>, findings: &mut Findings) {
     let most = limited.and_then(|s| s.by_message.iter().map(Vec::len).max()).unwrap_or(0);
     let moved = moved(evidence);
     findings.require(most >= DELIVERIES as usize, "no message used up its deliveries");
-    findings.require(moved > 0 || findings.has(NotDeadLettered) || findings.has(Unbounded), "nothing was moved");
+    findings.require(
+        moved > 0 || findings.has(NotDeadLettered) || findings.has(Unbounded),
+        "nothing was moved",
+    );
     findings.observe("most_deliveries", most);
     findings.observe("dead_lettered", moved);
     findings.key_figure = format!("{moved} moved after {most}");
@@ -567,9 +587,10 @@ async fn late_ack(stage: &Stage) -> Result<(), Halt> {
 fn judge_late_ack(evidence: &Evidence<'_>, findings: &mut Findings) {
     let held = evidence.mark("held-by-another").map_or(0, |(_, n)| n);
     let refused = evidence.mark("late-acks-refused").map_or(0, |(_, n)| n);
-    let back = evidence.subscriptions.first().map_or(0, |s| {
-        s.by_message.iter().filter(|d| d.len() > 2).count()
-    });
+    let back = evidence
+        .subscriptions
+        .first()
+        .map_or(0, |s| s.by_message.iter().filter(|d| d.len() > 2).count());
     findings.require(held > 0, "nothing went to another consumer before the late acknowledgement");
     findings.observe("late_acks", held);
     findings.observe("late_acks_refused", refused);

@@ -30,7 +30,7 @@ mod publisher;
 
 pub use connection::Connection;
 pub use consumer::{Consumer, Delivery};
-pub use publisher::{Draft, Publisher};
+pub use publisher::{Draft, Extra, Publisher};
 
 /// Where one property is played.
 pub struct Stage {
@@ -224,10 +224,9 @@ impl Stage {
             name: name.clone(),
             start: how.start,
             ack_timeout,
-            dead_letter: how.dead_letter.map(|(max_deliveries, to)| DeadLetter {
-                max_deliveries,
-                topic: to.name.clone(),
-            }),
+            dead_letter: how
+                .dead_letter
+                .map(|(max_deliveries, to)| DeadLetter { max_deliveries, topic: to.name.clone() }),
         };
         let invoked = self.now();
         connection

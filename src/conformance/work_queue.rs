@@ -16,8 +16,8 @@ use super::{
 use crate::{
     checker::{
         AnomalyKind::{
-            Blocked, Corrupt, DuplicateDelivery, EarlyRedelivery, LateRedelivery, Lost,
-            NotDeleted, NotRedelivered, OverLimit, Phantom, RedeliveredAfterAck, Starved,
+            Blocked, Corrupt, DuplicateDelivery, EarlyRedelivery, LateRedelivery, Lost, NotDeleted,
+            NotRedelivered, OverLimit, Phantom, RedeliveredAfterAck, Starved,
         },
         Evidence, Findings,
         evidence::Time,
@@ -150,7 +150,8 @@ async fn crew<'s>(
     count: u32,
     prefetch: u32,
 ) -> Result<Vec<Consumer<'s>>, Halt> {
-    let open = (0..count).map(async |_| stage.connect().await?.consumer(subscription, prefetch).await);
+    let open =
+        (0..count).map(async |_| stage.connect().await?.consumer(subscription, prefetch).await);
     try_join_all(open).await
 }
 
@@ -207,11 +208,8 @@ async fn lock(stage: &Stage) -> Result<(), Halt> {
 
 fn judge_lock(evidence: &Evidence<'_>, findings: &mut Findings) {
     let held = evidence.mark("held").map_or(0, |(_, n)| n);
-    let spans: Vec<Time> = evidence
-        .deliveries
-        .iter()
-        .filter_map(|d| Some(d.settles.first()?.at.0 - d.at.1))
-        .collect();
+    let spans: Vec<Time> =
+        evidence.deliveries.iter().filter_map(|d| Some(d.settles.first()?.at.0 - d.at.1)).collect();
     let longest = spans.into_iter().max().unwrap_or(0);
     findings.require(held > 0, "nothing was held");
     findings.require(
@@ -273,7 +271,10 @@ fn judge_fairness(evidence: &Evidence<'_>, findings: &mut Findings) {
     for (consumer, &share) in shares.iter().enumerate() {
         if share * 10 * (shares.len() as u64) < total {
             findings.anomaly(Starved, || {
-                format!("consumer {consumer} got {share} of {total} messages among {}", shares.len())
+                format!(
+                    "consumer {consumer} got {share} of {total} messages among {}",
+                    shares.len()
+                )
             });
         }
     }
@@ -304,8 +305,7 @@ async fn flow_past<'s>(
     let held = taken?;
     let until = stage.now() + nanos(hold(stage));
     stage.mark("hold-begins", i64::from(held.is_empty()));
-    let mut others =
-        crew(stage, subscription, stage.suite.consumers.max(2) - 1, 16).await?;
+    let mut others = crew(stage, subscription, stage.suite.consumers.max(2) - 1, 16).await?;
     let count = within_a_hold(stage);
     stage.mark("expected", i64::from(count));
     let working = async {
@@ -425,7 +425,10 @@ fn judge_join(evidence: &Evidence<'_>, findings: &mut Findings) {
             findings.observe("first_message_after_ms", millis(waited));
             findings.key_figure = format!("after {}", words(waited));
             late(evidence, findings, Starved, (there, first.at.1), || {
-                format!("the first message of consumer {newcomer}, that was there at {}", words(there))
+                format!(
+                    "the first message of consumer {newcomer}, that was there at {}",
+                    words(there)
+                )
             });
         }
         None => findings.anomaly(Starved, || {
@@ -466,7 +469,11 @@ fn judge_leave(evidence: &Evidence<'_>, findings: &mut Findings) {
         };
         back.add(again.at.1.saturating_sub(left.at.0));
         late(evidence, findings, LateRedelivery, (due, again.at.1), || {
-            format!("a message held by consumer {}, that left by {}", before.op.consumer, words(left.at.1))
+            format!(
+                "a message held by consumer {}, that left by {}",
+                before.op.consumer,
+                words(left.at.1)
+            )
         });
     }
     // What was locked ahead for the leaver, and was never handed to it.
@@ -523,7 +530,9 @@ fn judge_ack_deletes(evidence: &Evidence<'_>, findings: &mut Findings) {
     findings.require(acked > 0, "nothing was acknowledged");
     findings.require(evidence.mark("reconnected").is_some(), "nobody reconnected");
     let depth = evidence.ops.iter().rev().find_map(|op| match op.what {
-        What::Depth { waiting, unsettled, stored, .. } => Some((op.at.1, waiting, unsettled, stored)),
+        What::Depth { waiting, unsettled, stored, .. } => {
+            Some((op.at.1, waiting, unsettled, stored))
+        }
         _ => None,
     });
     let Some((at, waiting, unsettled, stored)) = depth else {
@@ -545,7 +554,8 @@ fn judge_ack_deletes(evidence: &Evidence<'_>, findings: &mut Findings) {
     findings.observe("left_waiting", waiting);
     findings.observe("left_unsettled", unsettled);
     findings.observe("left_stored", stored);
-    findings.key_figure = format!("{acked} acked, {} left", waiting + unsettled + stored.unwrap_or(0));
+    findings.key_figure =
+        format!("{acked} acked, {} left", waiting + unsettled + stored.unwrap_or(0));
 }
 
 /// The limit of the topic that is filled.
@@ -580,7 +590,10 @@ fn judge_topic_limit(evidence: &Evidence<'_>, findings: &mut Findings) {
         match &sent.op.outcome {
             Published::Rejected(RejectKind::LimitReached, _) => refused += 1,
             Published::Confirmed { .. } => findings.anomaly(OverLimit, || {
-                format!("{} was confirmed, and {LIMIT} messages were stored already", evidence.name(index))
+                format!(
+                    "{} was confirmed, and {LIMIT} messages were stored already",
+                    evidence.name(index)
+                )
             }),
             other => findings.undecided(format!("a message over the limit was answered {other:?}")),
         }

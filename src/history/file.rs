@@ -131,7 +131,9 @@ pub fn read_run(folder: &Path) -> Result<RunRecord, HistoryError> {
         return Err(malformed(1, unknown_schema(&record.schema, RUN_SCHEMA)));
     }
     // The names become paths: a hostile record must not lead out of its folder.
-    let plain = |name: &str| Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)));
+    let plain = |name: &str| {
+        Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)))
+    };
     for name in record.targets.iter().flat_map(|t| t.properties.iter().chain([&t.name])) {
         if !plain(name) {
             return Err(malformed(1, format!("{name:?} is not a target's or property's name")));
@@ -147,8 +149,14 @@ pub fn read_run(folder: &Path) -> Result<RunRecord, HistoryError> {
 /// [`HistoryError`], that names the file and the line.
 pub fn read(path: &Path) -> Result<History, HistoryError> {
     let io = |error| HistoryError::Io { path: path.to_path_buf(), error };
-    let mut lines = Lines { reader: BufReader::with_capacity(1 << 16, File::open(path).map_err(io)?), path, number: 0, line: Vec::new() };
-    let malformed = |line, problem| HistoryError::Malformed { path: path.to_path_buf(), line, problem };
+    let mut lines = Lines {
+        reader: BufReader::with_capacity(1 << 16, File::open(path).map_err(io)?),
+        path,
+        number: 0,
+        line: Vec::new(),
+    };
+    let malformed =
+        |line, problem| HistoryError::Malformed { path: path.to_path_buf(), line, problem };
     if !lines.advance()? {
         return Err(malformed(1, "the file is empty; a history begins with its header".into()));
     }
@@ -195,7 +203,9 @@ impl Lines<'_> {
         match read {
             Err(error) => Err(HistoryError::Io { path: self.path.to_path_buf(), error }),
             Ok(0) => Ok(false),
-            Ok(n) if n as u64 == MAX_LINE => Err(self.malformed("the line is over 1 MiB long".into())),
+            Ok(n) if n as u64 == MAX_LINE => {
+                Err(self.malformed("the line is over 1 MiB long".into()))
+            }
             Ok(_) => Ok(true),
         }
     }

@@ -83,8 +83,7 @@ impl Ledger {
             file.line(&end);
             file.flush();
             if let Some(error) = &file.error {
-                end.halt =
-                    Some(Halt::Broken(format!("the history could not be written: {error}")));
+                end.halt = Some(Halt::Broken(format!("the history could not be written: {error}")));
             }
         }
         History { header: self.header, ops: self.ops, end: Some(end) }

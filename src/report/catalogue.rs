@@ -67,18 +67,17 @@ fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Array(values) => values.iter().map(plain).collect::<Vec<_>>().join("\n"),
-        Value::Object(fields) => {
-            fields.values().map(plain).collect::<Vec<_>>().join(" as ")
-        }
+        Value::Object(fields) => fields.values().map(plain).collect::<Vec<_>>().join(" as "),
         other => other.to_string(),
     }
 }
 
 fn rows(listing: Listing) -> Vec<Value> {
     match listing {
-        Listing::Backends => {
-            BACKENDS.iter().map(|name| json!({ "backend": name, "doc": backend_doc(name) })).collect()
-        }
+        Listing::Backends => BACKENDS
+            .iter()
+            .map(|name| json!({ "backend": name, "doc": backend_doc(name) }))
+            .collect(),
         Listing::Properties => properties()
             .map(|p| json!({ "property": p.id, "promise": p.title, "needs": needs(p) }))
             .collect(),

@@ -32,7 +32,7 @@ fn write_all(out: &mut String, results: &Results, style: Style) -> std::fmt::Res
 /// An empty table in the house style.
 pub(super) fn table(style: Style) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY.into());
+    table.load_style(presets::UTF8_FULL_CONDENSED);
     table.set_content_arrangement(ContentArrangement::Dynamic);
     if let Some(width) = style.width {
         table.set_width(width);
@@ -49,8 +49,11 @@ fn verdicts(results: &Results, style: Style) -> Table {
     let mut table = table(style);
     let title = |target: &TargetResult| {
         let version = if target.broker_version.is_empty() { "?" } else { &target.broker_version };
-        let backend =
-            if target.name == target.backend { String::new() } else { format!("{} ", target.backend) };
+        let backend = if target.name == target.backend {
+            String::new()
+        } else {
+            format!("{} ", target.backend)
+        };
         Cell::new(format!("{} ({backend}{version})", target.name))
     };
     table.set_header(
@@ -165,8 +168,7 @@ fn wrapped(out: &mut String, indent: &str, text: &str, style: Style) -> std::fmt
 
 /// How many of which verdict, the seed, the time.
 pub fn summary(results: &Results) -> String {
-    let order =
-        [Verdict::Pass, Verdict::Fail, Verdict::Unknown, Verdict::Broken, Verdict::Skipped];
+    let order = [Verdict::Pass, Verdict::Fail, Verdict::Unknown, Verdict::Broken, Verdict::Skipped];
     let counts: Vec<_> = order
         .into_iter()
         .map(|verdict| (results.properties().filter(|p| p.verdict == verdict).count(), verdict))

@@ -52,13 +52,8 @@ impl FlawedConsumer {
         place: Place,
         number: u64,
     ) -> Self {
-        let settler = FlawedSettler {
-            shared,
-            place,
-            number,
-            own: Mutex::default(),
-            out: Mutex::default(),
-        };
+        let settler =
+            FlawedSettler { shared, place, number, own: Mutex::default(), out: Mutex::default() };
         FlawedConsumer { inner, settler: Arc::new(settler), resurrected: false }
     }
 }
@@ -164,8 +159,7 @@ impl FlawedSettler {
             *held = held.saturating_sub(1);
         }
         match (shared.flaw, how) {
-            (Flaw::AutoAck, _)
-            | (Flaw::IgnoreTouch, Settlement::Touch) => Ok(Settled::Confirmed),
+            (Flaw::AutoAck, _) | (Flaw::IgnoreTouch, Settlement::Touch) => Ok(Settled::Confirmed),
             (Flaw::ForgetAck, Settlement::Ack) if shared.turn() => Ok(Settled::Confirmed),
             (Flaw::ForgetNack, Settlement::Nack { .. }) => given.ack().await,
             (Flaw::NackEarly, Settlement::Nack { .. }) => given.nack(None).await,
@@ -300,7 +294,9 @@ impl Settler for FlawedSettler {
                     Token::Number(_) => None,
                 };
                 answers.push(match given {
-                    Some(Given(delivery, settler)) => settler.settle_one(delivery, how.clone()).await,
+                    Some(Given(delivery, settler)) => {
+                        settler.settle_one(delivery, how.clone()).await
+                    }
                     None => Err(SettleError::Unsupported("a delivery of another consumer".into())),
                 });
             }

@@ -52,10 +52,8 @@ impl FlawedPublisher {
                 message.dedup = None;
             }
             Flaw::DedupPerPublisher => key.push_str(&format!("~{}", self.number)),
-            Flaw::DedupCollide => {
-                if key.bytes().map(u32::from).sum::<u32>().is_multiple_of(3) {
-                    *key = "collision".into();
-                }
+            Flaw::DedupCollide if key.bytes().map(u32::from).sum::<u32>().is_multiple_of(3) => {
+                *key = "collision".into();
             }
             Flaw::DedupRace => {
                 let now = Instant::now();
@@ -179,7 +177,9 @@ impl Publisher for FlawedPublisher {
                 result
             };
             match handed_over {
-                Ok(confirmation) => Ok(Box::pin(async move { after(confirmation.await) }) as Confirmation),
+                Ok(confirmation) => {
+                    Ok(Box::pin(async move { after(confirmation.await) }) as Confirmation)
+                }
                 Err(error) => match after(Err(error)) {
                     Ok(receipt) => Ok(confirmed(Ok(receipt))),
                     Err(error) => Err(error),

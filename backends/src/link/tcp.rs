@@ -117,12 +117,7 @@ fn reset(socket: &TcpStream) {
 }
 
 /// Carries one connection until either end closes it.
-async fn carry(
-    shared: &Shared,
-    number: u64,
-    client: &TcpStream,
-    upstream: &str,
-) -> io::Result<()> {
+async fn carry(shared: &Shared, number: u64, client: &TcpStream, upstream: &str) -> io::Result<()> {
     let broker = Arc::new(TcpStream::connect(upstream).await?);
     client.set_nodelay(true)?;
     broker.set_nodelay(true)?;

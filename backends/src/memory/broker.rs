@@ -95,7 +95,10 @@ impl Broker {
         if until_acked && !topic.subscriptions.is_empty() {
             return Err(BackendError::new(
                 ErrorKind::Conflict,
-                format!("topic {} deletes what was acknowledged and has a subscription", spec.topic),
+                format!(
+                    "topic {} deletes what was acknowledged and has a subscription",
+                    spec.topic
+                ),
             ));
         }
         let mut subscription = Subscription::new(spec.clone());
@@ -149,8 +152,7 @@ impl Broker {
         topic.forget(now);
         let results =
             messages.into_iter().map(|message| topic.publish(message, max_payload, now)).collect();
-        let moved: Vec<_> =
-            topic.subscriptions.values_mut().flat_map(|s| s.advance(now)).collect();
+        let moved: Vec<_> = topic.subscriptions.values_mut().flat_map(|s| s.advance(now)).collect();
         self.bury(moved, now);
         results
     }

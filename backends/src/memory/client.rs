@@ -16,9 +16,9 @@ use tokio::{
 
 use super::{Broker, MemoryLink, Shared, broker::Bell, lock};
 use crate::{
-    BackendError, BoxFuture, Confirmation, Consumer, ConsumerOptions, Delivery, ErrorKind,
-    Message, PublishError, PublishReceipt, Publisher, SettleError, Settled, Settlement, Settler,
-    Token, confirmed,
+    BackendError, BoxFuture, Confirmation, Consumer, ConsumerOptions, Delivery, ErrorKind, Message,
+    PublishError, PublishReceipt, Publisher, SettleError, Settled, Settlement, Settler, Token,
+    confirmed,
 };
 
 /// A topic and a subscription on it.
@@ -158,9 +158,8 @@ fn only(
 impl Publisher for MemoryPublisher {
     fn publish(&mut self, message: Message) -> BoxFuture<'_, Result<Confirmation, PublishError>> {
         let topic = Arc::clone(&self.topic);
-        let called = self
-            .channel
-            .call(move |broker| broker.publish(&topic, vec![message], Instant::now()));
+        let called =
+            self.channel.call(move |broker| broker.publish(&topic, vec![message], Instant::now()));
         let limit = self.timeout;
         let confirmation = match called {
             Ok(Answer::Here(answers)) => Ok(confirmed(only(answers))),
@@ -228,11 +227,8 @@ impl MemoryConsumer {
         }
         let bell = Arc::new(Notify::new());
         channel.bells.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&bell));
-        let settler = Arc::new(MemorySettler {
-            channel: Arc::clone(&channel),
-            place: place.clone(),
-            limit,
-        });
+        let settler =
+            Arc::new(MemorySettler { channel: Arc::clone(&channel), place: place.clone(), limit });
         let prefetch = options.prefetch as usize;
         Ok(MemoryConsumer { channel, place, prefetch, bell, settler, limit, number: 0 })
     }
@@ -256,7 +252,11 @@ impl MemoryConsumer {
     fn look(&self, max: usize) -> Result<(Vec<Delivery>, Option<Instant>, bool), BackendError> {
         let now = Instant::now();
         lock(&self.channel.broker).with_subscription(&self.place.0, &self.place.1, now, |s| {
-            (s.hand_out(self.number, max, now, &self.settler), s.next_due(), s.is_attached(self.number))
+            (
+                s.hand_out(self.number, max, now, &self.settler),
+                s.next_due(),
+                s.is_attached(self.number),
+            )
         })
     }
 }
@@ -300,9 +300,11 @@ impl Consumer for MemoryConsumer {
         let (place, number) = (self.place.clone(), self.number);
         let called = self.channel.call(move |broker| {
             let now = Instant::now();
-            broker.with_subscription(&place.0, &place.1, now, |s| s.detach(number, now)).map(|moved| {
-                broker.bury(moved, now);
-            })
+            broker.with_subscription(&place.0, &place.1, now, |s| s.detach(number, now)).map(
+                |moved| {
+                    broker.bury(moved, now);
+                },
+            )
         });
         let limit = self.limit;
         Box::pin(async move {
@@ -323,7 +325,8 @@ impl Drop for MemoryConsumer {
             let (place, number, now) = (self.place.clone(), self.number, Instant::now());
             // A topic that is gone has no consumers.
             let _ = self.channel.call(move |broker| {
-                let found = broker.with_subscription(&place.0, &place.1, now, |s| s.detach(number, now));
+                let found =
+                    broker.with_subscription(&place.0, &place.1, now, |s| s.detach(number, now));
                 if let Ok(moved) = found {
                     broker.bury(moved, now);
                 }
@@ -392,8 +395,7 @@ impl Broker {
             tokens.iter().map(settle).collect()
         });
         self.bury(buried, now);
-        settled.unwrap_or_else(|error| {
-            vec![Err(SettleError::LeaseLost(error.context)); tokens.len()]
-        })
+        settled
+            .unwrap_or_else(|error| vec![Err(SettleError::LeaseLost(error.context)); tokens.len()])
     }
 }

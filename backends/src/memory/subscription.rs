@@ -202,8 +202,12 @@ impl Subscription {
 
     /// Removes the consumers of a connection.
     pub(super) fn disconnect(&mut self, connection: u64, now: Instant) -> Vec<(String, Message)> {
-        let gone: Vec<_> =
-            self.consumers.iter().filter(|c| c.connection == connection).map(|c| c.number).collect();
+        let gone: Vec<_> = self
+            .consumers
+            .iter()
+            .filter(|c| c.connection == connection)
+            .map(|c| c.number)
+            .collect();
         gone.into_iter().flat_map(|consumer| self.detach(consumer, now)).collect()
     }
 

@@ -16,7 +16,11 @@ pub(super) struct ApiError {
 
 impl Connection {
     /// Asks the API.
-    pub(super) async fn ask(&self, subject: String, question: Value) -> Result<Value, BackendError> {
+    pub(super) async fn ask(
+        &self,
+        subject: String,
+        question: Value,
+    ) -> Result<Value, BackendError> {
         let payload = if question.is_null() { Bytes::new() } else { question.to_string().into() };
         let doing = subject.clone();
         let answer = match self.request(subject.into(), None, payload, None).await {
@@ -25,7 +29,9 @@ impl Connection {
         };
         let reply = answer.map_err(|lost| match lost {
             Lost::NotSent(why) => BackendError::new(ErrorKind::Unreachable, why),
-            Lost::Unanswered(why) => BackendError::new(ErrorKind::Timeout, format!("{doing}: {why}")),
+            Lost::Unanswered(why) => {
+                BackendError::new(ErrorKind::Timeout, format!("{doing}: {why}"))
+            }
             Lost::Closed => BackendError::new(ErrorKind::Closed, "the connection is closed"),
         })?;
         if reply.status == Some(StatusCode::NO_RESPONDERS) {
@@ -37,7 +43,9 @@ impl Connection {
         match parse(&reply) {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(error.into_backend(&doing)),
-            Err(problem) => Err(BackendError::new(ErrorKind::WrongServer, format!("{doing}: {problem}"))),
+            Err(problem) => {
+                Err(BackendError::new(ErrorKind::WrongServer, format!("{doing}: {problem}")))
+            }
         }
     }
 
@@ -76,7 +84,10 @@ impl ApiError {
             10002 | 10023 | 10026 | 10027 | 10028 | 10047 => ErrorKind::LimitReached,
             _ => ErrorKind::Other,
         };
-        BackendError::new(kind, format!("{doing}: {} (JetStream error {})", self.description, self.code))
+        BackendError::new(
+            kind,
+            format!("{doing}: {} (JetStream error {})", self.description, self.code),
+        )
     }
 
     /// What the error means for a publish: it was not stored.

@@ -202,9 +202,10 @@ impl QueueBackend for NatsBackend {
             let info = self.consumer_info(topic, subscription).await?;
             let metadata = &info["config"]["metadata"];
             let limit = metadata[MAX_DELIVERIES].as_str().and_then(|n| n.parse().ok());
-            let dead_letters = metadata[DEAD_LETTER_TOPIC].as_str().zip(limit).map(
-                |(topic, max_deliveries)| DeadLetters { topic: topic.into(), max_deliveries },
-            );
+            let dead_letters = metadata[DEAD_LETTER_TOPIC]
+                .as_str()
+                .zip(limit)
+                .map(|(topic, max_deliveries)| DeadLetters { topic: topic.into(), max_deliveries });
             let connection = Arc::clone(&self.connection);
             let consumer =
                 NatsConsumer::open(connection, topic, subscription, options, dead_letters).await?;

@@ -325,7 +325,12 @@ impl NatsSettler {
     }
 
     /// Sends one kind of acknowledgement.
-    async fn send(&self, given: &Given, kind: Bytes, confirm: bool) -> Result<Settled, SettleError> {
+    async fn send(
+        &self,
+        given: &Given,
+        kind: Bytes,
+        confirm: bool,
+    ) -> Result<Settled, SettleError> {
         let lost = |lost| match lost {
             Lost::NotSent(why) => SettleError::NotSent(why),
             Lost::Unanswered(why) => SettleError::Indeterminate(why),

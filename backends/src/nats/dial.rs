@@ -155,7 +155,10 @@ async fn look(host: &str, port: u16, limit: Duration, words: &str) -> BackendErr
             );
         }
         Err(_) => {
-            return BackendError::new(ErrorKind::Unreachable, format!("nobody answers at {at} in time"));
+            return BackendError::new(
+                ErrorKind::Unreachable,
+                format!("nobody answers at {at} in time"),
+            );
         }
     };
     let mut greeting = [0; 64];
@@ -180,7 +183,9 @@ async fn look(host: &str, port: u16, limit: Duration, words: &str) -> BackendErr
         }
         Err(_) => BackendError::new(
             ErrorKind::WrongServer,
-            format!("{at} accepts connections and says nothing: not a NATS server, or one that wants TLS first"),
+            format!(
+                "{at} accepts connections and says nothing: not a NATS server, or one that wants TLS first"
+            ),
         ),
     }
 }
@@ -217,7 +222,15 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused_without_repeating_a_secret() {
-        for url in ["", "localhost:4222", "http://x", "nats://", "nats://h:0", "nats://h:70000", "nats://h/x"] {
+        for url in [
+            "",
+            "localhost:4222",
+            "http://x",
+            "nats://",
+            "nats://h:0",
+            "nats://h:70000",
+            "nats://h/x",
+        ] {
             assert!(parse(url).is_err(), "{url}");
         }
         let error = parse("nats://me:hunter2@host").unwrap_err().to_string();

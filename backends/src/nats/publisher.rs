@@ -141,7 +141,9 @@ fn headers(message: &Message) -> Result<Option<HeaderMap>, PublishError> {
 fn wire_size(headers: &HeaderMap) -> usize {
     let lines = headers.iter().flat_map(|(name, values)| values.iter().map(move |v| (name, v)));
     let lines: usize = lines
-        .map(|(name, value)| AsRef::<[u8]>::as_ref(name).len() + value.as_str().len() + ": \r\n".len())
+        .map(|(name, value)| {
+            AsRef::<[u8]>::as_ref(name).len() + value.as_str().len() + ": \r\n".len()
+        })
         .sum();
     "NATS/1.0\r\n\r\n".len() + lines
 }

@@ -20,11 +20,8 @@ pub struct Connection<'s> {
 impl<'s> Connection<'s> {
     pub(super) async fn open(stage: &'s Stage, link: Option<Arc<dyn Link>>) -> Result<Self, Halt> {
         let invoked = stage.now();
-        let backend = stage
-            .connector
-            .connect(link.clone())
-            .await
-            .map_err(|e| broken("connecting", &e))?;
+        let backend =
+            stage.connector.connect(link.clone()).await.map_err(|e| broken("connecting", &e))?;
         next(&stage.counts.connections);
         let id = stage.counts.connections.get();
         stage.opened.borrow_mut().push((id, Arc::clone(&backend)));
@@ -52,7 +49,14 @@ impl<'s> Connection<'s> {
         let id = next(&self.stage.counts.publishers);
         let what = What::Publisher { publisher: id, topic: topic.id };
         self.stage.record(self.id, invoked, what);
-        Ok(Publisher { stage: self.stage, connection: self.id, topic: topic.id, id, inner, next: 0 })
+        Ok(Publisher {
+            stage: self.stage,
+            connection: self.id,
+            topic: topic.id,
+            id,
+            inner,
+            next: 0,
+        })
     }
 
     /// Opens a consumer.
@@ -101,6 +105,11 @@ impl<'s> Connection<'s> {
         };
         self.stage.record(self.id, invoked, what);
         Ok(depth)
+    }
+
+    /// How often it was lost so far.
+    pub fn disconnects(&self) -> u64 {
+        self.backend.disconnects()
     }
 
     /// Cuts the link.

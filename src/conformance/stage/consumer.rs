@@ -50,8 +50,7 @@ impl<'s> Consumer<'s> {
     ) -> Result<Vec<Delivery<'s>>, Halt> {
         let stage = self.stage;
         let invoked = stage.now();
-        let given =
-            self.inner.receive(max, linger).await.map_err(|e| broken("receiving", &e))?;
+        let given = self.inner.receive(max, linger).await.map_err(|e| broken("receiving", &e))?;
         if given.len() > max {
             return Err(Halt::Broken(format!(
                 "the backend handed out {} deliveries where {max} were asked for",
@@ -187,8 +186,7 @@ impl Stage {
         let completed = self.now();
         let mut ledger = self.ledger.borrow_mut();
         for (delivery, result) in deliveries.iter().zip(results) {
-            let settle =
-                Settle { delivery: delivery.id, how: recorded, outcome: outcome(result) };
+            let settle = Settle { delivery: delivery.id, how: recorded, outcome: outcome(result) };
             let at = (invoked, completed);
             ledger.record_at(delivery.connection, at, What::Settle(Box::new(settle)));
         }

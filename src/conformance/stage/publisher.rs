@@ -18,6 +18,15 @@ pub struct Publisher<'s> {
     pub(super) next: u32,
 }
 
+/// What travels beside a payload.
+#[derive(Debug, Clone, Default)]
+pub struct Extra {
+    /// The routing key.
+    pub key: Option<String>,
+    /// Names and values.
+    pub headers: Vec<(String, String)>,
+}
+
 /// A message to be published.
 #[derive(Debug, Clone, Default)]
 pub struct Draft {
@@ -30,7 +39,7 @@ pub struct Draft {
     /// Payload length, bytes; `None` for the suite's.
     pub len: Option<usize>,
     /// Routing key and headers.
-    pub extra: Option<(Option<String>, Vec<(String, String)>)>,
+    pub extra: Extra,
     /// Whether it is meant to be refused.
     pub illegal: bool,
 }
@@ -108,10 +117,10 @@ impl Publisher<'_> {
             let mut buffer = self.stage.buffer.borrow_mut();
             message::encode(&mut buffer, self.stage.run, identity, len, &self.stage.filler)
         };
-        let (key, headers) = draft.extra.unwrap_or_default();
-        let dedup = draft.key.map(|key| {
-            DedupKey::Id(format!("{}-{}-{key:x}", self.stage.topic_prefix, self.topic))
-        });
+        let Extra { key, headers } = draft.extra;
+        let dedup = draft
+            .key
+            .map(|key| DedupKey::Id(format!("{}-{}-{key:x}", self.stage.topic_prefix, self.topic)));
         let message = Message { payload, key, headers, dedup };
         let record = Publish {
             publisher: self.id,
@@ -132,10 +141,9 @@ impl Publisher<'_> {
 /// What a result of the contract says.
 fn published(result: Result<PublishReceipt, PublishError>) -> Published {
     match result {
-        Ok(receipt) => Published::Confirmed {
-            duplicate: receipt.duplicate,
-            position: receipt.position,
-        },
+        Ok(receipt) => {
+            Published::Confirmed { duplicate: receipt.duplicate, position: receipt.position }
+        }
         Err(PublishError::NotSent(why)) => Published::NotSent(why),
         Err(PublishError::Indeterminate(why)) => Published::Indeterminate(why),
         Err(PublishError::Rejected { kind, reason }) => Published::Rejected(kind, reason),
