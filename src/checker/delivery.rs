@@ -170,7 +170,8 @@ fn causes(
                     AnomalyKind::RedeliveredAfterAck
                 }
                 Why::Nacked => AnomalyKind::EarlyRedelivery,
-                Why::TimedOut if recounted => AnomalyKind::EarlyRedelivery,
+                // Acknowledged later: at that time it was held.
+                Why::Acked | Why::TimedOut if recounted => AnomalyKind::EarlyRedelivery,
                 _ => AnomalyKind::DuplicateDelivery,
             };
             findings.anomaly(kind, || {
