@@ -13,7 +13,7 @@ use crate::{
 
 /// Proves or refutes what a message broker promises, with evidence.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, max_term_width = 100)]
+#[command(version, max_term_width = 100)]
 #[command(
     after_help = "Exit codes: 0 all pass or are skipped, 1 a property failed, 2 a mistake in \
     what was asked for, 3 the environment is broken, 4 not decided."

@@ -303,6 +303,11 @@ impl<'h> Evidence<'h> {
         self.marks(name).last()
     }
 
+    /// Where in the history the scenario's last mark of that name is.
+    pub fn mark_place(&self, name: &str) -> Option<usize> {
+        self.ops.iter().rposition(|op| matches!(&op.what, What::Mark { name: n, .. } if n == name))
+    }
+
     /// The figures of all marks of that name, with their times.
     pub fn marks<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (Time, i64)> + 'a {
         self.ops.iter().filter_map(move |op| match &op.what {

@@ -221,7 +221,7 @@ fn shallow(text: &str) -> Result<(), (usize, String)> {
 }
 
 /// Reads a value strictly.
-fn check<T: serde::de::DeserializeOwned>(
+pub(super) fn check<T: serde::de::DeserializeOwned>(
     value: Value,
     origin: &dyn fmt::Display,
 ) -> Result<T, ConfigError> {
@@ -242,7 +242,14 @@ fn plain(error: &serde_yaml::Error) -> String {
 /// Says what is wrong with a key, and what is meant perhaps.
 fn explain(path: &str, words: &str) -> String {
     let Some(rest) = words.strip_prefix("unknown field `") else {
-        return if path == "." { words.into() } else { format!("{path}: {words}") };
+        // Some errors name their key themselves, and types as a program would.
+        let words = words.strip_prefix(path).and_then(|w| w.strip_prefix(": ")).unwrap_or(words);
+        let words =
+            ["u8", "u32", "u64", "usize"].iter().fold(words.to_string(), |words, number| {
+                words.replace(&format!("expected {number}"), "expected a whole number")
+            });
+        let words = words.replace("expected struct Config", "expected keys and values");
+        return if path == "." { words } else { format!("{path}: {words}") };
     };
     let (unknown, expected) = rest.split_once('`').unwrap_or((rest, ""));
     let known: Vec<_> = expected.split('`').skip(1).step_by(2).collect();

@@ -5,7 +5,10 @@ use std::time::Duration;
 use globset::GlobBuilder;
 use queueproof_backends::flawed::Flaw;
 
-use super::{Config, ConfigError, List, Nats, layers::lay};
+use super::{
+    Config, ConfigError, List, Nats,
+    layers::{check, lay},
+};
 use crate::{
     conformance::{Property, properties},
     plan::{BackendPlan, Plan, Suite, TargetPlan},
@@ -189,7 +192,7 @@ fn changed<T: serde::Serialize + serde::de::DeserializeOwned>(
     let problem = |e: serde_yaml::Error| ConfigError::new(format!("{key}: {e}"));
     let mut value = serde_yaml::to_value(general).map_err(problem)?;
     lay(&mut value, changes.clone());
-    serde_yaml::from_value(value).map_err(problem)
+    check(value, &key)
 }
 
 /// The properties that a list of ids, groups and patterns names, in the order of the tables.

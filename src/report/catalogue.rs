@@ -48,14 +48,10 @@ pub fn list(listing: Listing, format: Format, style: Style) -> String {
         }
         Format::Table => {
             let mut table = table(style);
-            let header: Vec<String> = rows
-                .first()
-                .and_then(Value::as_object)
-                .map(|row| row.keys().cloned().collect())
-                .unwrap_or_default();
-            table.set_header(&header);
+            let header = columns(listing);
+            table.set_header(header);
             for row in &rows {
-                table.add_row(header.iter().map(|column| plain(&row[column])));
+                table.add_row(header.iter().map(|column| plain(&row[*column])));
             }
             format!("{table}\n")
         }
@@ -72,11 +68,21 @@ fn plain(value: &Value) -> String {
     }
 }
 
+/// The columns of a list, in their order.
+fn columns(listing: Listing) -> &'static [&'static str] {
+    match listing {
+        Listing::Backends => &["backend", "what it is"],
+        Listing::Properties => &["property", "promise", "needs"],
+        Listing::Flaws => &["flaw", "what it does", "caught by"],
+        Listing::Capabilities => &["capability", "what it is"],
+    }
+}
+
 fn rows(listing: Listing) -> Vec<Value> {
     match listing {
         Listing::Backends => BACKENDS
             .iter()
-            .map(|name| json!({ "backend": name, "doc": backend_doc(name) }))
+            .map(|name| json!({ "backend": name, "what it is": backend_doc(name) }))
             .collect(),
         Listing::Properties => properties()
             .map(|p| json!({ "property": p.id, "promise": p.title, "needs": needs(p) }))
