@@ -45,9 +45,16 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Now {
     /// It may be leased from that time on.
-    Free { from: u64 },
+    Free {
+        from: u64,
+    },
     /// It is locked at least and at most until: a lease may have waited in a prefetch.
-    Held { by: usize, delivery: usize, least: u64, most: u64 },
+    Held {
+        by: usize,
+        delivery: usize,
+        least: u64,
+        most: u64,
+    },
     Gone,
 }
 

@@ -115,8 +115,18 @@ pub fn words(nanos: u64) -> String {
         _ => ("s", 1e9),
     };
     let value = nanos as f64 / size;
-    let text = format!("{value:.3}");
-    let text = text.trim_end_matches('0').trim_end_matches('.');
+    // A clock's seconds are worth milliseconds, nothing else is worth more than three digits.
+    let digits = match value {
+        _ if unit == "s" => 3,
+        100.0.. => 0,
+        10.0.. => 1,
+        _ => 2,
+    };
+    let text = format!("{value:.digits$}");
+    let text = match text.split_once('.') {
+        Some(_) => text.trim_end_matches('0').trim_end_matches('.'),
+        None => &text,
+    };
     format!("{text} {unit}")
 }
 

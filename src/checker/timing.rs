@@ -53,9 +53,10 @@ impl Spans {
         findings.observe(&format!("{name}_min_ms"), millis(self.min()));
         findings.observe(&format!("{name}_median_ms"), millis(self.median()));
         findings.observe(&format!("{name}_max_ms"), millis(self.max()));
-        findings.key_figure = match self.min() == self.max() {
-            true => format!("after {}", words(self.min())),
-            false => format!("after {}–{}", words(self.min()), words(self.max())),
+        let (shortest, longest) = (words(self.min()), words(self.max()));
+        findings.key_figure = match shortest == longest {
+            true => format!("after {shortest}"),
+            false => format!("after {shortest}–{longest}"),
         };
     }
 }
