@@ -1,5 +1,5 @@
 //! The program as a user meets it: what it prints, and the code with which it ends.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{fs, path::Path, process::Output};
 

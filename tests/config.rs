@@ -1,5 +1,5 @@
 //! What is wrong in a configuration is told with its place, whatever it is.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{fs, time::Duration};
 
