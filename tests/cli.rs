@@ -138,7 +138,8 @@ fn a_history_that_breaks_off_decides_nothing() {
 
 #[test]
 fn a_history_that_is_damaged_is_refused_with_its_line() {
-    let changes: [(fn(&str) -> String, &str); 4] = [
+    type Change = fn(&str) -> String;
+    let changes: [(Change, &str); 4] = [
         (
             |text| text.replacen("queueproof/history/1", "queueproof/history/9", 1),
             ":1: the schema is",
