@@ -124,7 +124,12 @@ pub(super) async fn explain(
 ) -> BackendError {
     let at = format!("{host}:{port}");
     let words = chain(&error);
-    match error.kind() {
+    // A certificate that is not trusted comes as an error of input and output.
+    let kind = match error.kind() {
+        ConnectErrorKind::Io if words.contains("certificate") => ConnectErrorKind::Tls,
+        kind => kind,
+    };
+    match kind {
         ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
             BackendError::new(
                 ErrorKind::Unauthorized,
