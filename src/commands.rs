@@ -11,7 +11,6 @@ use std::{
 };
 
 use clap::CommandFactory;
-use rustix::process::{Pid, test_kill_process};
 use signal_hook::{consts::TERM_SIGNALS, iterator::Signals};
 use tokio_util::sync::CancellationToken;
 
@@ -281,7 +280,9 @@ fn clean(clean: &Clean) -> Result<u8, Failure> {
             let mut report = String::new();
             for topic in connection.topics(&format!("{}-", plan.prefix)).await? {
                 let owner = names::owner(&plan.prefix, &topic);
-                if !owner.is_some_and(|owner| owner.is_dead(clean.older_than, is_alive)) {
+                if !owner.is_some_and(|owner| {
+                    owner.is_dead(clean.older_than, brokers::is_process_running)
+                }) {
                     continue;
                 }
                 if !clean.dry_run {
@@ -306,10 +307,4 @@ fn clean(clean: &Clean) -> Result<u8, Failure> {
         )));
     }
     Ok(0)
-}
-
-/// Whether a process lives; one that may not be asked does.
-fn is_alive(pid: u32) -> bool {
-    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return false };
-    !matches!(test_kill_process(pid), Err(rustix::io::Errno::SRCH))
 }

@@ -50,7 +50,9 @@ fn judge_one(
         return Ok(skipped);
     }
     let history = match history::read(&path) {
-        Err(HistoryError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
+        Err(HistoryError::Io { error, .. })
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) =>
+        {
             let reason = "there is no history: the run did not come so far";
             return Ok(PropertyResult {
                 verdict: Verdict::Unknown,

@@ -257,6 +257,11 @@ fn absolute(path: &Path) -> Result<PathBuf, BrokerError> {
     std::path::absolute(path).map_err(BrokerError::io(format_args!("`{}`", path.display())))
 }
 
+/// Whether a process of this id runs; what is left of a dead one does not.
+pub fn is_process_running(pid: u32) -> bool {
+    process::ProcessId::of(pid).is_some()
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod testing {

@@ -157,8 +157,9 @@ pub fn read(path: &Path) -> Result<History, HistoryError> {
     };
     let malformed =
         |line, problem| HistoryError::Malformed { path: path.to_path_buf(), line, problem };
-    if !lines.advance()? {
-        return Err(malformed(1, "the file is empty; a history begins with its header".into()));
+    if !lines.advance()? || !lines.line.ends_with(b"\n") {
+        // Killed before it was begun.
+        return Err(io(io::Error::new(io::ErrorKind::UnexpectedEof, "there is no whole header")));
     }
     // The schema first: another version's header may have other fields.
     #[derive(Deserialize)]

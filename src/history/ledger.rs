@@ -50,6 +50,7 @@ impl Ledger {
                     error: None,
                 };
                 sink.line(&header);
+                sink.flush();
                 Some(sink)
             }
         };
