@@ -1,0 +1,252 @@
+//! What the judges say of histories made by hand: above all what they must not say.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::time::Duration;
+
+use queueproof::{
+    conformance::{judge, property},
+    history::{
+        End, Halt, Header, History, How, Op, Publish, Published, Receive, SCHEMA, Settle,
+        SettleOutcome, Subscription, Topic, What,
+    },
+    message::{Identity, Seen},
+    plan::Suite,
+    results::{PropertyResult, Verdict},
+};
+use queueproof_backends::{
+    Connector,
+    memory::{MemoryConnector, MemorySettings},
+};
+
+/// A millisecond of a history.
+const MS: u64 = 1_000_000;
+
+/// A history of one topic, one subscription with an ack timeout of a second, two consumers.
+struct Story(Vec<Op>);
+
+impl Story {
+    fn new() -> Self {
+        let mut story = Story(Vec::new());
+        story.tell(0, What::Connect { link: false });
+        let topic =
+            Topic { topic: 0, name: "t".into(), dedup_window: Some(2000 * MS), max_messages: None };
+        story.tell(0, What::Topic(topic));
+        let subscription = Subscription {
+            subscription: 0,
+            topic: 0,
+            earliest: true,
+            ack_timeout: 1000 * MS,
+            dead_letter: None,
+        };
+        story.tell(0, What::Subscription(subscription));
+        for consumer in 0..2 {
+            story.tell(0, What::Consumer { consumer, subscription: 0, prefetch: 1 });
+        }
+        story
+    }
+
+    fn tell(&mut self, at: u64, what: What) {
+        self.0.push(Op { at: (at * MS, at * MS), by: 1, what });
+    }
+
+    fn publish(mut self, at: u64, number: u32, key: Option<u32>, outcome: Published) -> Self {
+        let publish = Publish {
+            publisher: 0,
+            number,
+            copy: number as u16,
+            topic: 0,
+            key,
+            len: 100,
+            body: number,
+            extra: 0,
+            illegal: false,
+            outcome,
+        };
+        self.tell(at, What::Publish(Box::new(publish)));
+        self
+    }
+
+    fn stored(self, at: u64, number: u32) -> Self {
+        let outcome =
+            Published::Confirmed { duplicate: Some(false), position: Some(number.into()) };
+        self.publish(at, number, None, outcome)
+    }
+
+    fn receive(mut self, at: u64, number: u32, consumer: u16, attempt: u32) -> Self {
+        let received = self.0.iter().filter(|op| matches!(op.what, What::Receive(_))).count();
+        let identity = Identity { topic: 0, publisher: 0, number, copy: number as u16 };
+        let receive = Receive {
+            subscription: 0,
+            consumer,
+            delivery: received as u32,
+            seen: Seen::Known(identity),
+            attempt: Some(attempt),
+            position: Some(number.into()),
+            len: 100,
+            body: number,
+            extra: 0,
+        };
+        self.tell(at, What::Receive(Box::new(receive)));
+        self
+    }
+
+    fn settle(mut self, at: u64, delivery: u32, how: How, outcome: SettleOutcome) -> Self {
+        self.tell(at, What::Settle(Box::new(Settle { delivery, how, outcome })));
+        self
+    }
+
+    fn ack(self, at: u64, delivery: u32) -> Self {
+        self.settle(at, delivery, How::Ack, SettleOutcome::Confirmed)
+    }
+
+    fn drained(mut self, at: u64) -> Self {
+        self.tell(at, What::Drained { subscription: 0 });
+        self
+    }
+
+    /// What the judges say of it.
+    fn judged(self, halt: Option<Halt>) -> PropertyResult {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let connector = MemoryConnector::new(MemorySettings::default());
+        let connection = runtime.block_on(connector.connect(None)).unwrap();
+        let at = self.0.last().map_or(0, |op| op.at.1);
+        let history = History {
+            header: Header {
+                schema: SCHEMA.into(),
+                target: "story".into(),
+                property: "work-queue/once-each".into(),
+                seed: 0,
+                suite: Suite { tolerance: Duration::from_millis(500), ..Suite::quick() },
+                capabilities: connection.capabilities(),
+                virtual_time: false,
+                flaw: None,
+            },
+            ops: self.0,
+            end: Some(End { at, halt }),
+        };
+        judge(property("work-queue/once-each").unwrap(), &history).unwrap()
+    }
+
+    fn kinds(self) -> Vec<String> {
+        self.judged(None).anomalies.into_iter().map(|a| a.kind).collect()
+    }
+}
+
+#[test]
+fn an_uneventful_history_passes() {
+    let story = Story::new().stored(1, 1).receive(2, 1, 0, 1).ack(3, 0).drained(2000);
+    assert_eq!(story.judged(None).verdict, Verdict::Pass);
+}
+
+#[test]
+fn what_never_came_is_lost_only_after_a_drain() {
+    let story = || Story::new().stored(1, 1).stored(1, 2).receive(2, 1, 0, 1).ack(3, 0);
+    assert_eq!(story().drained(2000).kinds(), ["lost"]);
+    assert!(story().kinds().is_empty());
+}
+
+#[test]
+fn a_publish_without_a_confirmation_is_neither_lost_nor_a_duplicate() {
+    let unknown = || Published::Indeterminate("no answer".into());
+    let absent =
+        Story::new().stored(1, 1).publish(1, 2, Some(1), unknown()).receive(2, 1, 0, 1).ack(3, 0);
+    let result = absent.drained(2000).judged(None);
+    assert_eq!((result.verdict, result.anomalies.len()), (Verdict::Unknown, 0));
+    // It was stored late, after the window of the other copy.
+    let late = Story::new()
+        .publish(1, 1, Some(1), Published::Confirmed { duplicate: Some(false), position: Some(1) })
+        .publish(2, 2, Some(1), unknown())
+        .receive(3, 1, 0, 1)
+        .ack(4, 0)
+        .receive(2100, 2, 0, 1)
+        .ack(2101, 1)
+        .drained(4000);
+    assert!(late.kinds().is_empty());
+}
+
+#[test]
+fn two_copies_of_a_key_within_the_window_are_stored_twice() {
+    let stored =
+        |position| Published::Confirmed { duplicate: Some(false), position: Some(position) };
+    let story = Story::new()
+        .publish(1, 1, Some(7), stored(1))
+        .publish(2, 2, Some(7), stored(2))
+        .receive(3, 1, 0, 1)
+        .receive(3, 2, 0, 1)
+        .ack(4, 0)
+        .ack(4, 1)
+        .drained(2000);
+    assert_eq!(story.kinds(), ["duplicate-stored"]);
+}
+
+#[test]
+fn a_redelivery_after_the_ack_timeout_has_a_cause_and_one_before_has_none() {
+    let story = |again| {
+        Story::new()
+            .stored(1, 1)
+            .receive(2, 1, 0, 1)
+            .receive(again, 1, 1, 2)
+            .ack(again + 1, 1)
+            .drained(4000)
+    };
+    assert!(story(1002).kinds().is_empty());
+    assert_eq!(story(900).kinds(), ["early-redelivery"]);
+}
+
+#[test]
+fn an_ack_that_came_when_the_lock_may_have_passed_allows_a_redelivery() {
+    let story = |ack| {
+        Story::new()
+            .stored(1, 1)
+            .receive(2, 1, 0, 1)
+            .ack(ack, 0)
+            .receive(1500, 1, 1, 2)
+            .ack(1501, 1)
+            .drained(4000)
+    };
+    assert_eq!(story(900).kinds(), ["redelivered-after-ack"]);
+    assert!(story(1100).kinds().is_empty());
+}
+
+#[test]
+fn a_delivery_that_waited_in_a_prefetch_is_put_in_its_place_by_its_attempt() {
+    // Consumer 0 is handed its copy only after consumer 1 got the message by the ack timeout.
+    let story = Story::new()
+        .stored(1, 1)
+        .receive(1050, 1, 1, 2)
+        .ack(1051, 0)
+        .receive(1060, 1, 0, 1)
+        .drained(4000);
+    assert!(story.kinds().is_empty());
+}
+
+#[test]
+fn a_stale_nack_that_the_broker_takes_explains_a_redelivery() {
+    let story = Story::new()
+        .stored(1, 1)
+        .receive(2, 1, 0, 1)
+        .receive(1010, 1, 1, 2)
+        .settle(1020, 0, How::Nack(0), SettleOutcome::Confirmed)
+        .receive(1021, 1, 0, 3)
+        .ack(1022, 2)
+        .drained(4000);
+    assert!(story.kinds().is_empty());
+}
+
+#[test]
+fn a_lost_connection_makes_everything_broken_but_what_it_does_not_explain() {
+    let gone = || Some(Halt::Broken("the broker is gone".into()));
+    let lost = Story::new().stored(1, 1).drained(2000).judged(gone());
+    assert_eq!(lost.verdict, Verdict::Broken);
+    let mut phantom = Story::new().stored(1, 1).receive(2, 9, 0, 1);
+    phantom.tell(3, What::Close { disconnects: 1 });
+    assert_eq!(phantom.judged(None).verdict, Verdict::Fail);
+    let mut disturbed = Story::new().stored(1, 1).receive(2, 1, 0, 1).ack(3, 0).drained(2000);
+    disturbed.tell(2001, What::Close { disconnects: 1 });
+    assert_eq!(disturbed.judged(None).verdict, Verdict::Broken);
+}
+
+#[test]
+fn a_check_of_nothing_is_no_pass() {
+    assert_eq!(Story::new().drained(2000).judged(None).verdict, Verdict::Unknown);
+}
