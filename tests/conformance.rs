@@ -1,19 +1,19 @@
 //! The suite over every backend, and the proof that it sees: one named case for each property on
 //! each backend, and for each flaw that a property must catch.
 
+mod support;
+
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use queueproof::{
-    brokers::{self, Places, PrivateBroker, StartSettings, Wanted},
     config,
     conformance::{Property, properties},
-    plan::{BackendPlan, Plan, Suite, TargetPlan},
-    results::{PropertyResult, Verdict},
-    runner,
+    plan::BackendPlan,
+    results::Verdict,
 };
 use queueproof_backends::flawed::Flaw;
-use tokio_util::sync::CancellationToken;
+use support::{nats, nats_at, play};
 
 fn main() -> ExitCode {
     let mut trials = Vec::new();
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
             caught.then_some(()).ok_or_else(|| "no property names it".into())
         }));
     }
-    let nats = nats();
+    let nats = nats("the suite over NATS");
     if let Some(server) = &nats {
         for property in properties() {
             let name = format!("nats passes {}", property.id);
@@ -46,55 +46,6 @@ fn main() -> ExitCode {
     let code = libtest_mimic::run(&arguments, trials).exit_code();
     drop(nats); // the server stops here, whatever was found
     code
-}
-
-/// A NATS server for all cases; `None`, loudly, where none is installed.
-fn nats() -> Option<PrivateBroker> {
-    let start = || {
-        let kind = brokers::kind("nats")?;
-        let found = brokers::find(&Places::from_env()?, kind, &Wanted::default())?;
-        let mut settings = StartSettings::new(found.path);
-        settings.guard = Some(env!("CARGO_BIN_EXE_queueproof").into());
-        PrivateBroker::start(kind, settings)
-    };
-    match start() {
-        Ok(server) => Some(server),
-        Err(error) => {
-            let required = std::env::var("QUEUEPROOF_REQUIRE").unwrap_or_default();
-            assert!(!required.split(',').any(|b| b == "nats"), "nats is required, and: {error}");
-            eprintln!("\nNOT RUN: the suite over NATS. {error}\n");
-            None
-        }
-    }
-}
-
-fn nats_at(url: String) -> BackendPlan {
-    BackendPlan::Nats(Box::new(config::Nats { url: Some(url), ..config::Nats::default() }))
-}
-
-/// Plays one property.
-fn play(
-    backend: BackendPlan,
-    property: &'static Property,
-    flaw: Option<Flaw>,
-) -> Result<PropertyResult, Failed> {
-    let plan = Plan {
-        seed: 7,
-        jobs: 1,
-        prefix: "qp".into(),
-        out: None,
-        targets: vec![TargetPlan {
-            name: backend.name().into(),
-            backend,
-            settings: serde_json::Value::Null,
-            suite: Suite::quick(),
-            flaw,
-            properties: vec![property],
-        }],
-    };
-    let mut results = runner::run(&plan, &CancellationToken::new(), &|_| ())
-        .map_err(|e| Failed::from(e.to_string()))?;
-    results.targets.pop().and_then(|mut t| t.properties.pop()).ok_or_else(|| "no result".into())
 }
 
 fn memory() -> BackendPlan {

@@ -357,3 +357,19 @@ pub struct Depth {
     /// Messages in the topic's store, where the broker counts them.
     pub stored: Option<u64>,
 }
+
+/// Checks the name of a topic or subscription: what every broker takes, and nothing that means
+/// something to one, as the dots and stars of NATS do.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArgument`], which names `what` it should be.
+pub fn check_name(what: &str, name: &str) -> Result<(), BackendError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if (1..=60).contains(&name.len()) && name.chars().all(plain) {
+        return Ok(());
+    }
+    Err(BackendError::new(
+        ErrorKind::InvalidArgument,
+        format!("{name:?} is not a {what}'s name: 1 to 60 characters of a-z, A-Z, 0-9, - and _"),
+    ))
+}

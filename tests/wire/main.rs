@@ -2,20 +2,17 @@
 //! let pass, whatever the flaws it was written for.
 
 mod proxy;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use proxy::{Frame, Lie, Proxy};
 use queueproof::{
-    brokers::{self, Places, PrivateBroker, StartSettings, Wanted},
-    config,
     conformance::property,
-    plan::{BackendPlan, Plan, Suite, TargetPlan},
     results::{PropertyResult, Verdict},
-    runner,
 };
-use tokio_util::sync::CancellationToken;
 
 /// What a lie must lead to: one of these kinds of anomaly, or, with none, any verdict but a pass.
 type Expected = &'static [&'static str];
@@ -356,7 +353,7 @@ fn replace_in_confirmations(from: &'static str, to: &'static str) -> Lie {
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(8);
-    let server = nats();
+    let server = support::nats("the suite against a lying NATS server");
     let mut trials = Vec::new();
     if let Some(server) = &server {
         let upstream = format!("127.0.0.1:{}", server.port());
@@ -395,42 +392,6 @@ fn refuted(upstream: &str, case: &'static Case) -> Result<(), Failed> {
 
 fn play(upstream: &str, id: &str, lie: Lie) -> Result<PropertyResult, Failed> {
     let proxy = Proxy::start(upstream.to_string(), lie).map_err(|e| Failed::from(e.to_string()))?;
-    let nats = config::Nats { url: Some(proxy.url()), ..config::Nats::default() };
-    let plan = Plan {
-        seed: 7,
-        jobs: 1,
-        prefix: "qp".into(),
-        out: None,
-        targets: vec![TargetPlan {
-            name: "nats".into(),
-            backend: BackendPlan::Nats(Box::new(nats)),
-            settings: serde_json::Value::Null,
-            suite: Suite::quick(),
-            flaw: None,
-            properties: property(id).into_iter().collect(),
-        }],
-    };
-    let mut results = runner::run(&plan, &CancellationToken::new(), &|_| ())
-        .map_err(|e| Failed::from(e.to_string()))?;
-    results.targets.pop().and_then(|mut t| t.properties.pop()).ok_or_else(|| "no result".into())
-}
-
-/// A NATS server for all cases; `None`, loudly, where none is installed.
-fn nats() -> Option<PrivateBroker> {
-    let start = || {
-        let kind = brokers::kind("nats")?;
-        let found = brokers::find(&Places::from_env()?, kind, &Wanted::default())?;
-        let mut settings = StartSettings::new(found.path);
-        settings.guard = Some(env!("CARGO_BIN_EXE_queueproof").into());
-        PrivateBroker::start(kind, settings)
-    };
-    match start() {
-        Ok(server) => Some(server),
-        Err(error) => {
-            let required = std::env::var("QUEUEPROOF_REQUIRE").unwrap_or_default();
-            assert!(!required.split(',').any(|b| b == "nats"), "nats is required, and: {error}");
-            eprintln!("\nNOT RUN: the suite against a lying NATS server. {error}\n");
-            None
-        }
-    }
+    let property = property(id).ok_or_else(|| Failed::from(format!("there is no {id}")))?;
+    support::play(support::nats_at(proxy.url()), property, None)
 }

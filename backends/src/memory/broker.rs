@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     BackendError, DedupKey, Depth, ErrorKind, Message, PublishError, PublishReceipt, RejectKind,
-    Retention, Start, SubscriptionSpec, TopicSpec,
+    Retention, Start, SubscriptionSpec, TopicSpec, check_name,
 };
 
 /// The whole broker.
@@ -311,15 +311,4 @@ fn same(what: &str, name: &str, same: bool) -> Result<(), BackendError> {
             format!("{what} {name} exists with another specification"),
         )),
     }
-}
-
-fn check_name(what: &str, name: &str) -> Result<(), BackendError> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    if (1..=60).contains(&name.len()) && name.chars().all(plain) {
-        return Ok(());
-    }
-    Err(BackendError::new(
-        ErrorKind::InvalidArgument,
-        format!("{name:?} is not a {what}'s name: 1 to 60 characters of a-z, A-Z, 0-9, - and _"),
-    ))
 }

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     BackendError, BoxFuture, Capabilities, Capability, Consumer, ConsumerOptions, DedupScope,
     Depth, Disconnect, ErrorKind, Limits, Publisher, PublisherOptions, QueueBackend, Retention,
-    Start, SubscriptionSpec, Support, TopicSpec,
+    Start, SubscriptionSpec, Support, TopicSpec, check_name,
 };
 
 /// A connection to JetStream.
@@ -247,16 +247,4 @@ impl QueueBackend for NatsBackend {
 
 fn nanos(duration: Duration) -> Value {
     i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX).into()
-}
-
-/// Names become parts of subjects: nothing of NATS's own syntax may be in them.
-fn check_name(what: &str, name: &str) -> Result<(), BackendError> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    if (1..=60).contains(&name.len()) && name.chars().all(plain) {
-        return Ok(());
-    }
-    Err(BackendError::new(
-        ErrorKind::InvalidArgument,
-        format!("{name:?} is not a {what}'s name: 1 to 60 characters of a-z, A-Z, 0-9, - and _"),
-    ))
 }

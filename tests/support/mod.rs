@@ -1,0 +1,63 @@
+//! What the suites over real and lying servers share.
+
+use libtest_mimic::Failed;
+use queueproof::{
+    brokers::{self, Places, PrivateBroker, StartSettings, Wanted},
+    config,
+    conformance::Property,
+    plan::{BackendPlan, Plan, Suite, TargetPlan},
+    results::PropertyResult,
+    runner,
+};
+use queueproof_backends::flawed::Flaw;
+use tokio_util::sync::CancellationToken;
+
+/// A NATS server for all cases; `None`, loudly, where none is installed.
+pub fn nats(suite: &str) -> Option<PrivateBroker> {
+    let start = || {
+        let kind = brokers::kind("nats")?;
+        let found = brokers::find(&Places::from_env()?, kind, &Wanted::default())?;
+        let mut settings = StartSettings::new(found.path);
+        settings.guard = Some(env!("CARGO_BIN_EXE_queueproof").into());
+        PrivateBroker::start(kind, settings)
+    };
+    match start() {
+        Ok(server) => Some(server),
+        Err(error) => {
+            let required = std::env::var("QUEUEPROOF_REQUIRE").unwrap_or_default();
+            assert!(!required.split(',').any(|b| b == "nats"), "nats is required, and: {error}");
+            eprintln!("\nNOT RUN: {suite}. {error}\n");
+            None
+        }
+    }
+}
+
+/// NATS at an address.
+pub fn nats_at(url: String) -> BackendPlan {
+    BackendPlan::Nats(Box::new(config::Nats { url: Some(url), ..config::Nats::default() }))
+}
+
+/// Plays one property.
+pub fn play(
+    backend: BackendPlan,
+    property: &'static Property,
+    flaw: Option<Flaw>,
+) -> Result<PropertyResult, Failed> {
+    let plan = Plan {
+        seed: 7,
+        jobs: 1,
+        prefix: "qp".into(),
+        out: None,
+        targets: vec![TargetPlan {
+            name: backend.name().into(),
+            backend,
+            settings: serde_json::Value::Null,
+            suite: Suite::quick(),
+            flaw,
+            properties: vec![property],
+        }],
+    };
+    let mut results = runner::run(&plan, &CancellationToken::new(), &|_| ())
+        .map_err(|e| Failed::from(e.to_string()))?;
+    results.targets.pop().and_then(|mut t| t.properties.pop()).ok_or_else(|| "no result".into())
+}
