@@ -44,6 +44,14 @@ pub enum Capability {
     Headers,
     /// A key travels with a message.
     Keys,
+    /// Messages of one key reach competing consumers in their order, one consumer at a time.
+    KeyOrder,
+    /// A publish can be delayed: its message is delivered no earlier.
+    DelayedPublish,
+    /// The broker lets one publisher in at a time, and the next one when that is gone.
+    ExclusivePublisher,
+    /// A backlog larger than the broker's memory queue is kept.
+    Backlog,
     /// The broker says how much a subscription holds.
     Depth,
     /// A topic can be limited in messages, with a definite rejection beyond.
@@ -95,8 +103,15 @@ pub struct Limits {
     pub nack_delay_resolution: Duration,
     /// How late an id may be forgotten after its window, without breaking the promise.
     pub dedup_window_resolution: Duration,
+    /// How exact a delayed publish is, likewise.
+    #[serde(default)]
+    pub publish_delay_resolution: Duration,
     /// Whether deliveries handed out and unsettled count towards a consumer's prefetch.
     pub prefetch_counts_unsettled: bool,
+    /// How many messages a topic or subscription holds in memory before it turns to the disk;
+    /// `None` where the broker draws no such line.
+    #[serde(default)]
+    pub memory_queue: Option<u64>,
 }
 
 /// Who shares a deduplication id.
@@ -137,7 +152,7 @@ impl Capabilities {
 
 impl Capability {
     /// All of them, in the order of the tables.
-    pub const ALL: [Capability; 20] = [
+    pub const ALL: [Capability; 24] = [
         Capability::WorkQueue,
         Capability::Broadcast,
         Capability::StartEarliest,
@@ -156,6 +171,10 @@ impl Capability {
         Capability::DeadLetter,
         Capability::Headers,
         Capability::Keys,
+        Capability::KeyOrder,
+        Capability::DelayedPublish,
+        Capability::ExclusivePublisher,
+        Capability::Backlog,
         Capability::Depth,
         Capability::TopicLimit,
     ];
@@ -181,6 +200,10 @@ impl Capability {
             Capability::DeadLetter => "dead-letter",
             Capability::Headers => "headers",
             Capability::Keys => "keys",
+            Capability::KeyOrder => "key-order",
+            Capability::DelayedPublish => "delayed-publish",
+            Capability::ExclusivePublisher => "exclusive-publisher",
+            Capability::Backlog => "backlog",
             Capability::Depth => "depth",
             Capability::TopicLimit => "topic-limit",
         }
@@ -217,6 +240,16 @@ impl Capability {
             }
             Capability::Headers => "Names and values travel with a message.",
             Capability::Keys => "A key travels with a message.",
+            Capability::KeyOrder => {
+                "Messages of one key reach competing consumers in their order, one consumer at a time."
+            }
+            Capability::DelayedPublish => {
+                "A publish can be delayed: its message is delivered no earlier."
+            }
+            Capability::ExclusivePublisher => {
+                "The broker lets one publisher in at a time, and the next one when that is gone."
+            }
+            Capability::Backlog => "A backlog larger than the broker's memory queue is kept.",
             Capability::Depth => "The broker says how much a subscription holds.",
             Capability::TopicLimit => {
                 "A topic can be limited in messages, with a definite rejection beyond."

@@ -30,10 +30,18 @@ mod message;
 
 #[cfg(feature = "flawed")]
 pub mod flawed;
+#[cfg(any(feature = "pulsar", feature = "nsq"))]
+mod http;
 #[cfg(feature = "memory")]
 pub mod memory;
 #[cfg(feature = "nats")]
 pub mod nats;
+#[cfg(feature = "nsq")]
+pub mod nsq;
+#[cfg(feature = "pulsar")]
+pub mod pulsar;
+#[cfg(any(feature = "pulsar", feature = "nsq"))]
+pub mod tls;
 
 pub use capabilities::{Capabilities, Capability, DedupScope, Disconnect, Limits, Support};
 pub use error::{BackendError, ErrorKind, PublishError, RejectKind, SettleError};
@@ -143,9 +151,17 @@ pub trait QueueBackend: Send + Sync {
 
     /// Opens a publisher on a topic.
     ///
+    /// # Behaviour
+    /// - A named publisher ([`PublisherOptions::name`]) is the only one of its name on the topic
+    ///   where the broker deduplicates by names: a second one is refused while the first is open.
+    /// - With [`Access::Exclusive`] it is the only publisher of the topic, or is refused; with
+    ///   [`Access::WaitForExclusive`] it waits (as long as the caller lets it) until it is.
+    ///
     /// # Errors
     /// [`ErrorKind::NotFound`] without the topic, where the broker can tell;
-    /// [`ErrorKind::Conflict`] for a name that is taken; or one of the connection's.
+    /// [`ErrorKind::Conflict`] for a name or an exclusive access that is taken;
+    /// [`ErrorKind::Unsupported`] for an access that the broker does not have; or one of the
+    /// connection's.
     fn publisher<'a>(
         &'a self,
         topic: &'a str,
@@ -307,6 +323,9 @@ pub struct SubscriptionSpec {
     pub ack_timeout: Duration,
     /// After how many deliveries a message is moved away; `None` for never.
     pub dead_letter: Option<DeadLetter>,
+    /// Whether the messages of one key go in their order to one consumer, as long as that holds
+    /// some of them unsettled ([`Capability::KeyOrder`]).
+    pub ordered_by_key: bool,
 }
 
 /// Where a subscription begins.
@@ -335,6 +354,20 @@ pub struct PublisherOptions {
     pub name: Option<String>,
     /// How long to wait for a confirmation; `None` for the settings' default.
     pub confirm_timeout: Option<Duration>,
+    /// Who else may publish to the topic meanwhile ([`Capability::ExclusivePublisher`]).
+    pub access: Access,
+}
+
+/// Who else may publish to a topic while a publisher is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Access {
+    /// Anybody.
+    #[default]
+    Shared,
+    /// Nobody; if somebody else has it exclusively, opening is refused.
+    Exclusive,
+    /// Nobody; opening waits until whoever has it exclusively is gone. The broker elects.
+    WaitForExclusive,
 }
 
 /// How to open a consumer.
@@ -362,14 +395,16 @@ pub struct Depth {
 /// something to one, as the dots and stars of NATS do.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidArgument`], which names `what` it should be.
-pub fn check_name(what: &str, name: &str) -> Result<(), BackendError> {
+/// [`ErrorKind::InvalidArgument`], which names `what` it should be, and the broker's own `rule`.
+pub fn check_name(what: &str, name: &str, rule: &str) -> Result<(), BackendError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if (1..=60).contains(&name.len()) && name.chars().all(plain) {
         return Ok(());
     }
     Err(BackendError::new(
         ErrorKind::InvalidArgument,
-        format!("{name:?} is not a {what}'s name: 1 to 60 characters of a-z, A-Z, 0-9, - and _"),
+        format!(
+            "{name:?} is not a {what}'s name: 1 to 60 characters of a-z, A-Z, 0-9, - and _ ({rule})"
+        ),
     ))
 }

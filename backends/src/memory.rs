@@ -157,7 +157,9 @@ impl QueueBackend for MemoryBackend {
                 ack_timeout_resolution: Duration::ZERO,
                 nack_delay_resolution: Duration::ZERO,
                 dedup_window_resolution: Duration::ZERO,
+                publish_delay_resolution: Duration::ZERO,
                 prefetch_counts_unsettled: false,
+                memory_queue: None,
             },
         }
     }

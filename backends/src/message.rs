@@ -18,6 +18,9 @@ pub struct Message {
     pub headers: Vec<(String, String)>,
     /// The deduplication key; not part of what is delivered.
     pub dedup: Option<DedupKey>,
+    /// Deliver it no earlier than this after it was stored, where the broker can
+    /// ([`crate::Capability::DelayedPublish`]); not part of what is delivered.
+    pub delay: Option<Duration>,
 }
 
 /// What makes a message equal to an earlier one for the broker.

@@ -150,6 +150,7 @@ async fn play(steps: Vec<Step>) {
         start: Start::Earliest,
         ack_timeout: Duration::from_millis(TIMEOUT),
         dead_letter: None,
+        ordered_by_key: false,
     };
     connection.create_subscription(&subscription).await.unwrap();
     let mut publisher = connection.publisher("t", PublisherOptions::default()).await.unwrap();

@@ -227,6 +227,7 @@ impl Stage {
             dead_letter: how
                 .dead_letter
                 .map(|(max_deliveries, to)| DeadLetter { max_deliveries, topic: to.name.clone() }),
+            ordered_by_key: false,
         };
         let invoked = self.now();
         connection

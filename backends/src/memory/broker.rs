@@ -58,7 +58,7 @@ impl Broker {
     }
 
     pub(super) fn create_topic(&mut self, spec: TopicSpec) -> Result<(), BackendError> {
-        check_name("topic", &spec.name)?;
+        check_name("topic", &spec.name, RULE)?;
         if let Some(existing) = self.topics.get(&spec.name) {
             return same("topic", &spec.name, existing.spec == spec);
         }
@@ -79,7 +79,7 @@ impl Broker {
         &mut self,
         spec: SubscriptionSpec,
     ) -> Result<(), BackendError> {
-        check_name("subscription", &spec.name)?;
+        check_name("subscription", &spec.name, RULE)?;
         if let Some(dead_letter) = &spec.dead_letter {
             self.topic(&dead_letter.topic)?;
             if dead_letter.max_deliveries == 0 {
@@ -291,6 +291,9 @@ impl Topic {
         self.log.len() as u64 + held
     }
 }
+
+/// The embedded broker's rule for names.
+const RULE: &str = "the embedded broker takes what every broker takes";
 
 /// Who is woken when something is leased to a consumer.
 pub(super) type Bell = Arc<Notify>;

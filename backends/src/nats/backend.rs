@@ -11,9 +11,9 @@ use super::{
     publisher::NatsPublisher,
 };
 use crate::{
-    BackendError, BoxFuture, Capabilities, Capability, Consumer, ConsumerOptions, DedupScope,
-    Depth, Disconnect, ErrorKind, Limits, Publisher, PublisherOptions, QueueBackend, Retention,
-    Start, SubscriptionSpec, Support, TopicSpec, check_name,
+    Access, BackendError, BoxFuture, Capabilities, Capability, Consumer, ConsumerOptions,
+    DedupScope, Depth, Disconnect, ErrorKind, Limits, Publisher, PublisherOptions, QueueBackend,
+    Retention, Start, SubscriptionSpec, Support, TopicSpec, check_name,
 };
 
 /// A connection to JetStream.
@@ -21,6 +21,10 @@ pub(super) struct NatsBackend {
     settings: Arc<NatsSettings>,
     connection: Arc<Connection>,
 }
+
+/// NATS's rule for names, as its documentation gives it.
+const RULE: &str = "NATS takes no spaces, dots, stars, > and path separators in the name of a \
+                    stream or consumer";
 
 /// A consumer's metadata, where its dead-letter topic is written down for all connections.
 const DEAD_LETTER_TOPIC: &str = "queueproof-dead-letter-topic";
@@ -32,8 +36,8 @@ impl NatsBackend {
     }
 
     async fn consumer_info(&self, topic: &str, name: &str) -> Result<Value, BackendError> {
-        check_name("topic", topic)?;
-        check_name("subscription", name)?;
+        check_name("topic", topic, RULE)?;
+        check_name("subscription", name, RULE)?;
         self.connection.ask(format!("$JS.API.CONSUMER.INFO.{topic}.{name}"), Value::Null).await
     }
 }
@@ -49,6 +53,19 @@ impl QueueBackend for NatsBackend {
                 "the client publishes to the dead-letter topic and terminates the delivery; one \
                  that nobody settles is moved when a consumer asks after its last timeout",
             ),
+            Capability::KeyOrder => Support::Unsupported {
+                why: "JetStream keeps no order among the consumers that compete for a subscription"
+                    .into(),
+            },
+            Capability::DelayedPublish => Support::Unsupported {
+                why:
+                    "JetStream's scheduled messages (2.12) are published a second time on another \
+                      subject; this backend does not use them"
+                        .into(),
+            },
+            Capability::ExclusivePublisher => {
+                Support::Unsupported { why: "JetStream elects no publisher".into() }
+            }
             Capability::Keys => emulated("the key travels in the header Queueproof-Key"),
             _ => Support::Native,
         };
@@ -62,7 +79,9 @@ impl QueueBackend for NatsBackend {
                 ack_timeout_resolution: Duration::from_millis(10),
                 nack_delay_resolution: Duration::from_millis(10),
                 dedup_window_resolution: Duration::from_millis(100),
+                publish_delay_resolution: Duration::ZERO,
                 prefetch_counts_unsettled: false,
+                memory_queue: None,
             },
         }
     }
@@ -74,7 +93,7 @@ impl QueueBackend for NatsBackend {
     fn create_topic<'a>(&'a self, spec: &'a TopicSpec) -> BoxFuture<'a, Result<(), BackendError>> {
         Box::pin(async move {
             let name = &spec.name;
-            check_name("topic", name)?;
+            check_name("topic", name, RULE)?;
             let storage = match self.settings.storage {
                 Storage::File => "file",
                 Storage::Memory => "memory",
@@ -108,8 +127,12 @@ impl QueueBackend for NatsBackend {
     ) -> BoxFuture<'a, Result<(), BackendError>> {
         Box::pin(async move {
             let (topic, name) = (&spec.topic, &spec.name);
-            check_name("topic", topic)?;
-            check_name("subscription", name)?;
+            check_name("topic", topic, RULE)?;
+            check_name("subscription", name, RULE)?;
+            if spec.ordered_by_key {
+                let why = "JetStream keeps no order by key among competing consumers";
+                return Err(BackendError::new(ErrorKind::Unsupported, why));
+            }
             let mut config = json!({
                 "durable_name": name,
                 "name": name,
@@ -146,7 +169,7 @@ impl QueueBackend for NatsBackend {
 
     fn delete_topic<'a>(&'a self, topic: &'a str) -> BoxFuture<'a, Result<(), BackendError>> {
         Box::pin(async move {
-            check_name("topic", topic)?;
+            check_name("topic", topic, RULE)?;
             match self.connection.ask(format!("$JS.API.STREAM.DELETE.{topic}"), Value::Null).await {
                 Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
                 answer => answer.map(drop),
@@ -180,7 +203,11 @@ impl QueueBackend for NatsBackend {
         options: PublisherOptions,
     ) -> BoxFuture<'a, Result<Box<dyn Publisher>, BackendError>> {
         Box::pin(async move {
-            check_name("topic", topic)?;
+            check_name("topic", topic, RULE)?;
+            if options.access != Access::Shared {
+                let why = "JetStream elects no publisher";
+                return Err(BackendError::new(ErrorKind::Unsupported, why));
+            }
             self.connection.ask(format!("$JS.API.STREAM.INFO.{topic}"), Value::Null).await?;
             let limit = options.confirm_timeout.unwrap_or(self.settings.request_timeout);
             let connection = Arc::clone(&self.connection);

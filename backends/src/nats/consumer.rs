@@ -283,7 +283,7 @@ impl Given {
                 }
             }
         }
-        let message = Message { payload: message.payload, key, headers, dedup: None };
+        let message = Message { payload: message.payload, key, headers, ..Message::default() };
         Some(Given { message, reply, stream, consumer, sequence, attempt })
     }
 }

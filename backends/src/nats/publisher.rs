@@ -42,6 +42,10 @@ pub(super) async fn hand_over(
     message: Message,
     place: Option<OwnedSemaphorePermit>,
 ) -> Result<Pending, PublishError> {
+    if message.delay.is_some() {
+        let why = "this backend does not use JetStream's scheduled messages";
+        return Err(PublishError::Unsupported(why.into()));
+    }
     let headers = headers(&message)?;
     let max = connection.client.max_payload();
     let size = message.payload.len() + headers.as_ref().map_or(0, wire_size);

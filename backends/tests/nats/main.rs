@@ -33,6 +33,7 @@ fn subscription(topic: &str, name: &str, ack_timeout: Duration) -> SubscriptionS
         start: Start::Earliest,
         ack_timeout,
         dead_letter: None,
+        ordered_by_key: false,
     }
 }
 

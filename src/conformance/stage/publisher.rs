@@ -121,7 +121,7 @@ impl Publisher<'_> {
         let dedup = draft
             .key
             .map(|key| DedupKey::Id(format!("{}-{}-{key:x}", self.stage.topic_prefix, self.topic)));
-        let message = Message { payload, key, headers, dedup };
+        let message = Message { payload, key, headers, dedup, delay: None };
         let record = Publish {
             publisher: self.id,
             number,
