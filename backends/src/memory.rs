@@ -27,11 +27,13 @@ use crate::{
 mod broker;
 mod client;
 mod link;
+mod publishers;
 mod subscription;
 
 use broker::Broker;
 use client::{Channel, MemoryConsumer, MemoryPublisher};
 pub use link::MemoryLink;
+use publishers::{Opened, Who};
 
 /// The embedded broker's settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,15 +142,8 @@ impl MemoryBackend {
 
 impl QueueBackend for MemoryBackend {
     fn capabilities(&self) -> Capabilities {
-        let unsupported = Support::Unsupported {
-            why: "the embedded broker deduplicates by id, not by a producer's numbers".into(),
-        };
-        let support = |capability| match capability {
-            Capability::DedupSequence => unsupported.clone(),
-            _ => Support::Native,
-        };
         Capabilities {
-            support: Capability::ALL.into_iter().map(|c| (c, support(c))).collect(),
+            support: Capability::ALL.into_iter().map(|c| (c, Support::Native)).collect(),
             limits: Limits {
                 min_payload: 0,
                 max_payload: Some(self.settings.max_payload),
@@ -199,14 +194,23 @@ impl QueueBackend for MemoryBackend {
         topic: &'a str,
         options: PublisherOptions,
     ) -> BoxFuture<'a, Result<Box<dyn Publisher>, BackendError>> {
-        let timeout = options.confirm_timeout.unwrap_or(self.settings.request_timeout);
-        let name: Arc<str> = topic.into();
-        let asked = Arc::clone(&name);
-        let found = self.ask(move |broker| broker.topic(&asked).map(drop));
         Box::pin(async move {
-            found.await?;
+            let timeout = options.confirm_timeout.unwrap_or(self.settings.request_timeout);
             let channel = Arc::clone(&self.channel);
-            Ok(Box::new(MemoryPublisher { channel, topic: name, timeout }) as Box<dyn Publisher>)
+            let who = Arc::new(Who {
+                number: lock(&channel.broker).next_publisher(),
+                connection: channel.id(),
+                name: options.name,
+                access: options.access,
+            });
+            let publisher = MemoryPublisher { channel, topic: topic.into(), timeout, who };
+            loop {
+                let (topic, who) = (Arc::clone(&publisher.topic), Arc::clone(&publisher.who));
+                match self.ask(move |broker| broker.open_publisher(&topic, &who)).await? {
+                    Opened::In => return Ok(Box::new(publisher) as Box<dyn Publisher>),
+                    Opened::Wait(door) => door.notified().await,
+                }
+            }
         })
     }
 

@@ -102,6 +102,19 @@ fn identity(evidence: &Evidence<'_>, delivery: &Delivered<'_>, findings: &mut Fi
             )
         });
     }
+    // The broker can have begun to wait when the publish was invoked, and not before.
+    let due = sent.at.0.saturating_add(sent.op.delay.unwrap_or(0));
+    if delivery.at.1.saturating_add(evidence.slack()) < due && sent.op.delay.is_some() {
+        findings.anomaly(AnomalyKind::EarlyDelivery, || {
+            format!(
+                "{} was given {}, published at {} to be delivered no earlier than {}",
+                here(),
+                name(),
+                words(sent.at.0),
+                words(due)
+            )
+        });
+    }
     if (op.len, op.body) != (sent.op.len, sent.op.body) {
         findings.anomaly(AnomalyKind::Corrupt, || {
             format!(

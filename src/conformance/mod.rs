@@ -9,8 +9,11 @@ use crate::{
 };
 
 mod dedup;
+mod order;
+mod publishing;
 mod pubsub;
 mod redelivery;
+mod sequence;
 pub mod stage;
 mod verdict;
 mod work_queue;
@@ -50,8 +53,15 @@ impl Property {
 }
 
 /// The groups, in the order of the tables.
-static GROUPS: [&[Property]; 4] =
-    [pubsub::PROPERTIES, work_queue::PROPERTIES, dedup::PROPERTIES, redelivery::PROPERTIES];
+static GROUPS: [&[Property]; 7] = [
+    pubsub::PROPERTIES,
+    publishing::PROPERTIES,
+    work_queue::PROPERTIES,
+    order::PROPERTIES,
+    dedup::PROPERTIES,
+    sequence::PROPERTIES,
+    redelivery::PROPERTIES,
+];
 
 /// All properties, in the order of the tables.
 pub fn properties() -> impl Iterator<Item = &'static Property> + Clone {

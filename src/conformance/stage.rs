@@ -84,11 +84,13 @@ pub struct Subscribe<'t> {
     pub start: Start,
     /// After how many deliveries a message goes where.
     pub dead_letter: Option<(u32, &'t Topic)>,
+    /// Whether the messages of one key go in order to one consumer at a time.
+    pub ordered_by_key: bool,
 }
 
 impl Default for Subscribe<'_> {
     fn default() -> Self {
-        Subscribe { start: Start::Earliest, dead_letter: None }
+        Subscribe { start: Start::Earliest, dead_letter: None, ordered_by_key: false }
     }
 }
 
@@ -156,7 +158,8 @@ impl Stage {
     pub fn quiet(&self) -> Duration {
         let limits = &self.capabilities.limits;
         let timed_out = self.suite.ack_timeout + limits.ack_timeout_resolution;
-        let delayed = self.suite.nack_delay + limits.nack_delay_resolution;
+        let resolution = limits.nack_delay_resolution.max(limits.publish_delay_resolution);
+        let delayed = self.suite.nack_delay + resolution;
         timed_out.max(delayed) + self.suite.tolerance
     }
 
@@ -227,7 +230,7 @@ impl Stage {
             dead_letter: how
                 .dead_letter
                 .map(|(max_deliveries, to)| DeadLetter { max_deliveries, topic: to.name.clone() }),
-            ordered_by_key: false,
+            ordered_by_key: how.ordered_by_key,
         };
         let invoked = self.now();
         connection

@@ -144,7 +144,7 @@ pub(super) static PROPERTIES: &[Property] = &[
 ];
 
 /// Consumers of a subscription, each on a connection of its own.
-async fn crew<'s>(
+pub(super) async fn crew<'s>(
     stage: &'s Stage,
     subscription: &Subscription,
     count: u32,
