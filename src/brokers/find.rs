@@ -172,20 +172,24 @@ pub fn installed(places: &Places, kind: &BrokerKind) -> Vec<String> {
     versions
 }
 
-/// The version that an executable says it is.
+/// The version that an executable is of.
 ///
 /// # Errors
 /// Environment: it cannot be run, does not end within 20 s, or names no version.
 pub fn version_of(kind: &BrokerKind, path: &Path) -> Result<String, BrokerError> {
-    let output =
-        process::output(Command::new(path).args(kind.version_args), Duration::from_secs(20))?;
+    (kind.version)(path)
+}
+
+/// The first version among the words that an executable prints.
+pub(super) fn printed_version(path: &Path, args: &[&str]) -> Result<String, BrokerError> {
+    let output = process::output(Command::new(path).args(args), Duration::from_secs(20))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let mut words = text.split_whitespace().map(|word| word.trim_start_matches('v'));
     words.find(|word| check_version(word).is_ok()).map(str::to_owned).ok_or_else(|| {
         BrokerError::environment(format!(
             "`{} {}` names no version",
             path.display(),
-            kind.version_args.join(" ")
+            args.join(" ")
         ))
     })
 }

@@ -221,7 +221,7 @@ impl Instance {
         let Launch { settings, dir, .. } = &self.launch;
         let doing = format!("starting `{}` in `{}`", settings.binary.display(), dir.display());
         let failed = |error| BrokerError::io(&doing)(error);
-        let invocation = (self.kind.invocation)(&self.launch).map_err(failed)?;
+        let invocation = (self.kind.invocation)(&self.launch)?;
         let log = OpenOptions::new().create(true).append(true).open(dir.join(LOG));
         let log = log.map_err(failed)?;
         let log_begins = log.metadata().map_err(failed)?.len();

@@ -9,7 +9,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{BrokerKind, Install, Invocation, Launch, Readiness, SyncInterval};
+use super::{BrokerError, BrokerKind, Install, Invocation, Launch, Readiness, SyncInterval, find};
 
 pub(super) const NATS: BrokerKind = BrokerKind {
     name: "nats",
@@ -18,12 +18,16 @@ pub(super) const NATS: BrokerKind = BrokerKind {
     binary: "nats-server",
     override_env: "QUEUEPROOF_NATS_SERVER",
     install: Install::GoModule { module: "github.com/nats-io/nats-server/v2" },
-    version_args: &["--version"],
+    version: |path| find::printed_version(path, &["--version"]),
+    check: |_| Ok(()),
+    needs: |_| Ok(()),
     ports: 1,
     // Measured: ready after 12 ms, ended after 2 ms, both with an empty store.
     start_timeout: Duration::from_secs(30),
     stop_timeout: Duration::from_secs(5),
+    usual_start: Duration::from_millis(12),
     url: |ports| format!("nats://127.0.0.1:{}", ports[0]),
+    admin_url: None,
     invocation,
     probe,
 };
@@ -39,7 +43,7 @@ struct Info {
 
 /// Flags win over the file (measured), so that nothing in `extra` moves the server off loopback,
 /// and a path needs no quoting.
-fn invocation(launch: &Launch) -> io::Result<Invocation> {
+fn invocation(launch: &Launch) -> Result<Invocation, BrokerError> {
     let settings = &launch.settings;
     let mut config = settings.extra.clone();
     if let (true, Some(sync)) = (settings.storage, settings.sync) {
@@ -50,7 +54,8 @@ fn invocation(launch: &Launch) -> io::Result<Invocation> {
         config.push_str(&format!("\njetstream {{ sync_interval: {interval} }}\n"));
     }
     let file = launch.dir.join("nats.conf");
-    fs::write(&file, config)?;
+    fs::write(&file, config)
+        .map_err(BrokerError::io(format_args!("writing `{}`", file.display())))?;
 
     let mut args = vec!["-c".into(), file.into()];
     args.extend(["-a", "127.0.0.1", "-p"].map(Into::into));

@@ -25,6 +25,7 @@ fn places(dir: &Path) -> Places {
         cache: dir.join("cache"),
         state: dir.join("state"),
         search_path: OsString::new(),
+        java_home: None,
         overrides: BTreeMap::new(),
     }
 }
