@@ -23,7 +23,7 @@ use crate::{
     report::{self, Style, catalogue},
     results::Results,
     runner,
-    target::{self, Reached},
+    target::{self, Reached, Unreached, Waiting},
 };
 
 /// Why a command failed, and the exit code that says so.
@@ -268,12 +268,15 @@ fn clean(clean: &Clean) -> Result<u8, Failure> {
     let config = clean.target.layers()?.merge()?;
     let plan = config.plan(Selection::default())?;
     let mut seen = 0;
+    let nobody = Waiting { interrupted: &AtomicBool::new(false), tell: &|_| {} };
     for target in &plan.targets {
         if !target.backend.is_remote() {
             continue; // What is embedded or private is gone with its run.
         }
         seen += 1;
-        let reached = Reached::new(target).map_err(Failure::environment)?;
+        let reached = Reached::new(target, nobody).map_err(|why| match why {
+            Unreached::Absent(why) | Unreached::Broken(why) => Failure::environment(why),
+        })?;
         let runtime = target::runtime(false).map_err(Failure::environment)?;
         let report = runtime.block_on(async {
             let connection = reached.connector.connect(None).await?;

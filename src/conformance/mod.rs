@@ -9,6 +9,7 @@ use crate::{
 };
 
 mod dedup;
+mod demonstrated;
 mod order;
 mod publishing;
 mod pubsub;
@@ -18,6 +19,7 @@ pub mod stage;
 mod verdict;
 mod work_queue;
 
+pub use demonstrated::{demonstrated, shows};
 pub use stage::Stage;
 pub use verdict::{broken, judge, skipped};
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write};
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
 
 use super::Style;
-use crate::results::{PropertyResult, Results, TargetResult, Verdict};
+use crate::results::{Demonstration, PropertyResult, Results, TargetResult, Verdict};
 
 /// Results as text.
 pub fn render(results: &Results, style: Style) -> String {
@@ -26,6 +26,8 @@ fn write_all(out: &mut String, results: &Results, style: Style) -> std::fmt::Res
     for (verdict, title) in undecided {
         reasons(out, results, verdict, title, style)?;
     }
+    undemonstrated(out, results, style)?;
+    absent(out, results, style)?;
     writeln!(out, "\n{}", summary(results))
 }
 
@@ -48,6 +50,9 @@ pub(super) fn table(style: Style) -> Table {
 fn verdicts(results: &Results, style: Style) -> Table {
     let mut table = table(style);
     let title = |target: &TargetResult| {
+        if target.absent.is_some() {
+            return Cell::new(format!("{} (absent)", target.name));
+        }
         let version = if target.broker_version.is_empty() { "?" } else { &target.broker_version };
         let backend = if target.name == target.backend {
             String::new()
@@ -144,6 +149,40 @@ fn reasons(
         };
         wrapped(out, "  ", &format!("{target} {ids}"), style)?;
         wrapped(out, "      ", reason, style)?;
+    }
+    Ok(())
+}
+
+/// What is declared and was never put to the test.
+fn undemonstrated(out: &mut String, results: &Results, style: Style) -> std::fmt::Result {
+    let mut any = false;
+    for target in &results.targets {
+        let of = |kind: Demonstration| {
+            let names = target.demonstrated.iter().filter(|(_, is)| **is == kind);
+            names.map(|(capability, _)| capability.name()).collect::<Vec<_>>()
+        };
+        // Of some properties alone a run does not say much about the whole.
+        let (shown, not) = (of(Demonstration::Demonstrated), of(Demonstration::NotExercised));
+        if not.is_empty() || shown.len() < not.len() {
+            continue;
+        }
+        if !std::mem::replace(&mut any, true) {
+            writeln!(out, "\ndeclared, and not put to the test")?;
+        }
+        wrapped(out, "  ", &format!("{} {}", target.name, not.join(", ")), style)?;
+    }
+    Ok(())
+}
+
+/// The brokers that were asked for among all and are not there.
+fn absent(out: &mut String, results: &Results, style: Style) -> std::fmt::Result {
+    let absent = results.targets.iter().filter_map(|t| Some((&t.name, t.absent.as_ref()?)));
+    for (nth, (name, why)) in absent.enumerate() {
+        if nth == 0 {
+            writeln!(out, "\nabsent: not on this machine, so not judged")?;
+        }
+        wrapped(out, "  ", name, style)?;
+        wrapped(out, "      ", why, style)?;
     }
     Ok(())
 }

@@ -54,6 +54,7 @@ pub fn play(
             settings: serde_json::Value::Null,
             suite: Suite::quick(),
             flaw,
+            optional: false,
             properties: vec![property],
         }],
     };
