@@ -12,6 +12,7 @@
 
 use std::{
     any::Any,
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -69,6 +70,11 @@ type Shared = Mutex<Broker>;
 fn lock(broker: &Shared) -> MutexGuard<'_, Broker> {
     // Every change is complete before anything can panic.
     broker.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the backend declares, as [`Capabilities::support`]: all of it.
+pub fn declares() -> BTreeMap<Capability, Support> {
+    Capability::ALL.into_iter().map(|c| (c, Support::Native)).collect()
 }
 
 impl MemoryConnector {
@@ -143,7 +149,7 @@ impl MemoryBackend {
 impl QueueBackend for MemoryBackend {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            support: Capability::ALL.into_iter().map(|c| (c, Support::Native)).collect(),
+            support: declares(),
             limits: Limits {
                 min_payload: 0,
                 max_payload: Some(self.settings.max_payload),
