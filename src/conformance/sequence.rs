@@ -9,7 +9,7 @@ use queueproof_backends::{
 
 use super::{
     Property, Stage,
-    stage::{Connection, Draft, Publisher, Subscription, Topic},
+    stage::{Draft, Publisher, Scene},
 };
 use crate::{
     checker::{
@@ -87,13 +87,6 @@ pub(super) static PROPERTIES: &[Property] = &[
     },
 ];
 
-/// What every scenario here plays on.
-struct Scene<'s> {
-    director: Connection<'s>,
-    topic: Topic,
-    subscription: Subscription,
-}
-
 /// The name of the scenario's publisher.
 const NAME: &str = "scheduler";
 
@@ -101,20 +94,9 @@ fn named(name: &str) -> PublisherOptions {
     PublisherOptions { name: Some(name.into()), ..PublisherOptions::default() }
 }
 
-impl<'s> Scene<'s> {
-    async fn new(stage: &'s Stage) -> Result<Self, Halt> {
-        let director = stage.connect().await?;
-        let (topic, subscription) = stage.work_queue(&director).await?;
-        Ok(Scene { director, topic, subscription })
-    }
-
-    async fn publisher(&self) -> Result<Publisher<'s>, Halt> {
-        self.director.publisher_with(&self.topic, named(NAME)).await
-    }
-
-    async fn drain(&self, stage: &'s Stage) -> Result<(), Halt> {
-        stage.drain(&mut [stage.connect().await?.consumer(&self.subscription, 64).await?]).await
-    }
+/// Opens the scenario's publisher on the director's connection.
+async fn scheduler<'s>(scene: &Scene<'s>) -> Result<Publisher<'s>, Halt> {
+    scene.director.publisher_with(&scene.topic, named(NAME)).await
 }
 
 /// How many numbers a scenario uses that waits for each confirmation.
@@ -124,7 +106,7 @@ fn numbers(stage: &Stage) -> u64 {
 
 async fn repeat(stage: &Stage) -> Result<(), Halt> {
     let scene = Scene::new(stage).await?;
-    let mut publisher = scene.publisher().await?;
+    let mut publisher = scheduler(&scene).await?;
     for number in 0..numbers(stage) {
         publisher.publish(Draft::numbered(number)).await;
         if number % 2 == 0 {
@@ -141,7 +123,7 @@ async fn gap(stage: &Stage) -> Result<(), Halt> {
     let scene = Scene::new(stage).await?;
     let mut number = 0;
     for round in 0..3 {
-        let mut publisher = scene.publisher().await?;
+        let mut publisher = scheduler(&scene).await?;
         for step in [1, 2, 10, 1000, 1, 1 << 20, 3] {
             publisher.publish(Draft::numbered(number)).await;
             number += step + round;
@@ -153,7 +135,7 @@ async fn gap(stage: &Stage) -> Result<(), Halt> {
 
 async fn regression(stage: &Stage) -> Result<(), Halt> {
     let scene = Scene::new(stage).await?;
-    let mut publisher = scene.publisher().await?;
+    let mut publisher = scheduler(&scene).await?;
     let highest = numbers(stage) * 10;
     for number in (0..highest).step_by(10) {
         publisher.publish(Draft::numbered(number)).await;
@@ -210,7 +192,7 @@ fn judge_gap(evidence: &Evidence<'_>, findings: &mut Findings) {
 
 async fn taken_name(stage: &Stage) -> Result<(), Halt> {
     let scene = Scene::new(stage).await?;
-    let mut first = scene.publisher().await?;
+    let mut first = scheduler(&scene).await?;
     first.publish(Draft::numbered(0)).await;
     let elsewhere = stage.connect().await?;
     for _ in 0..3 {

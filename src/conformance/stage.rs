@@ -27,10 +27,12 @@ use crate::{
 mod connection;
 mod consumer;
 mod publisher;
+mod scene;
 
 pub use connection::Connection;
 pub use consumer::{Consumer, Delivery};
 pub use publisher::{Draft, Extra, Publisher};
+pub use scene::Scene;
 
 /// Where one property is played.
 pub struct Stage {
