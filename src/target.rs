@@ -1,6 +1,6 @@
 //! From a plan to something that can be connected to.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
 use queueproof_backends::{
     Capabilities, Connector,
@@ -95,7 +95,8 @@ fn private_nats(nats: &config::Nats) -> Result<PrivateBroker, String> {
             format!("nats.server.sync_interval: {text:?} is neither \"always\" nor a duration: {e}")
         })?)),
     };
-    PrivateBroker::start(kind, settings).map_err(|e| e.to_string())
+    PrivateBroker::start(kind, settings, &AtomicBool::new(false), &|line| tracing::info!("{line}"))
+        .map_err(|e| e.to_string())
 }
 
 /// The backend's settings; secrets are read here.
