@@ -358,6 +358,36 @@ mod tests {
     }
 
     #[test]
+    fn what_queueproof_cannot_install_is_not_said_to_be_installable() {
+        let dir = TempDir::new().unwrap();
+        let wanted = Wanted { binary: None, version: Some("1.3.0".into()) };
+        let error = find(&places(dir.path()), kind("nsq").unwrap(), &wanted).unwrap_err();
+        for part in ["no nsq 1.3.0 broker", "PATH: no `nsqd`", "QUEUEPROOF_NSQD", "https://nsq.io"]
+        {
+            assert!(error.message.contains(part), "{error}");
+        }
+        assert!(!error.message.contains("brokers install"), "{error}");
+    }
+
+    #[test]
+    fn a_stranger_of_the_same_name_is_passed_over_on_path_and_refused_when_named() {
+        let dir = TempDir::new().unwrap();
+        let mut places = places(dir.path());
+        let pulsar = kind("pulsar").unwrap();
+        let editor = dir.path().join("usr/bin/pulsar");
+        fake_server(&editor, "1.117.0");
+        places.search_path = dir.path().join("usr/bin").into();
+        let error = find(&places, pulsar, &Wanted::default()).unwrap_err();
+        for part in ["is not in a distribution of Apache Pulsar", "brokers install pulsar"] {
+            assert!(error.message.contains(part), "{error}");
+        }
+        let named = Wanted { binary: Some(editor), version: None };
+        let error = find(&places, pulsar, &named).unwrap_err();
+        assert_eq!(error.class, ErrorClass::Usage);
+        assert!(error.message.contains("not in a distribution of Apache Pulsar"), "{error}");
+    }
+
+    #[test]
     fn an_executable_that_was_named_must_be_one() {
         let dir = TempDir::new().unwrap();
         let mut places = places(dir.path());

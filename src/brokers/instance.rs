@@ -235,7 +235,7 @@ impl Instance {
         let log = OpenOptions::new().create(true).append(true).open(dir.join(LOG));
         let log = log.map_err(failed)?;
         let log_begins = log.metadata().map_err(failed)?.len();
-        let mut command = Command::new(&settings.binary);
+        let mut command = Command::new(invocation.program);
         for name in invocation.without_env {
             command.env_remove(name);
         }

@@ -117,7 +117,8 @@ pub struct StartSettings {
     /// that lacks what the backend needs. The others always do.
     pub storage: bool,
     /// When stored messages are synced to the disk; `None` for the broker's default. For nsqd that
-    /// concerns what exceeds its memory queue, which alone reaches the disk.
+    /// concerns what exceeds its memory queue, which alone reaches the disk, and
+    /// [`SyncInterval::Always`] is an error, since it syncs after it has confirmed.
     pub sync: Option<SyncInterval>,
     /// Lines for the broker's configuration file, in its own language. Addresses, name and store
     /// directory are queueproof's, whatever these lines say. nsqd is started without such a file:
@@ -194,6 +195,7 @@ struct Launch {
 
 /// How to start a broker.
 struct Invocation {
+    program: PathBuf,
     args: Vec<OsString>,
     env: Vec<(&'static str, OsString)>,
     /// What it must not inherit of the environment.

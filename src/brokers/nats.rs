@@ -68,7 +68,12 @@ fn invocation(launch: &Launch) -> Result<Invocation, BrokerError> {
     if settings.storage {
         args.extend(["-js".into(), "-sd".into(), launch.dir.join("store").into()]);
     }
-    Ok(Invocation { args, env: Vec::new(), without_env: Vec::new() })
+    Ok(Invocation {
+        program: launch.settings.binary.clone(),
+        args,
+        env: Vec::new(),
+        without_env: Vec::new(),
+    })
 }
 
 /// JetStream is up before the server listens (its own log says so), so that `INFO` is enough.

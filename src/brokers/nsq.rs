@@ -31,7 +31,8 @@ pub(super) const NSQ: BrokerKind = BrokerKind {
     admin_url: Some(|ports| format!("http://127.0.0.1:{}", ports[1])),
     invocation,
     probe,
-    noise: |_| false,
+    // How it is used, after what was wrong about that.
+    noise: |line| ["Usage of", "  -", "    \t"].iter().any(|begin| line.starts_with(begin)),
 };
 
 #[derive(Deserialize)]
@@ -50,7 +51,10 @@ fn invocation(launch: &Launch) -> Result<Invocation, BrokerError> {
     let mut args: Vec<OsString> = launch.settings.flags.iter().map(Into::into).collect();
     match launch.settings.sync {
         None => {}
-        Some(SyncInterval::Always) => args.push("-sync-every=1".into()),
+        // With `-sync-every=1` a message that it had confirmed was lost by SIGKILL (measured).
+        Some(SyncInterval::Always) => {
+            return Err(BrokerError::usage("nsqd cannot sync messages before it confirms them"));
+        }
         Some(SyncInterval::Every(interval)) => {
             args.push(format!("-sync-timeout={}ms", interval.as_millis().max(1)).into());
         }
@@ -62,7 +66,12 @@ fn invocation(launch: &Launch) -> Result<Invocation, BrokerError> {
     args.push("-broadcast-address=127.0.0.1".into());
     args.push("-data-path".into());
     args.push(store.into());
-    Ok(Invocation { args, env: Vec::new(), without_env: Vec::new() })
+    Ok(Invocation {
+        program: launch.settings.binary.clone(),
+        args,
+        env: Vec::new(),
+        without_env: Vec::new(),
+    })
 }
 
 fn store(launch: &Launch) -> PathBuf {

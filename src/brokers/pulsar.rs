@@ -1,6 +1,7 @@
 //! Apache Pulsar, standalone: broker, bookie and metadata in one process of Java.
 
 use std::{
+    collections::HashSet,
     env, fs,
     path::{Path, PathBuf},
     time::Duration,
@@ -74,7 +75,7 @@ fn version(binary: &Path) -> Result<String, BrokerError> {
     versions.next().ok_or_else(|| not(format!("names no version: no `lib/{BEFORE}VERSION.jar`")))
 }
 
-/// The distribution's own configuration with changes at its end, which win.
+/// The distribution's own configuration with changes.
 fn invocation(launch: &Launch) -> Result<Invocation, BrokerError> {
     let settings = &launch.settings;
     let binary = fs::canonicalize(&settings.binary)
@@ -93,7 +94,7 @@ fn invocation(launch: &Launch) -> Result<Invocation, BrokerError> {
         .map_err(BrokerError::io(format_args!("reading `{}`", own.display())))?;
     let file = launch.dir.join("standalone.conf");
     let doing = format!("writing into `{}`", launch.dir.display());
-    fs::write(&file, format!("{text}\n{}\n{}", settings.extra, changes(launch)))
+    fs::write(&file, layered(&[&text, &settings.extra, &changes(launch)]))
         .map_err(BrokerError::io(&doing))?;
     let [log, tmp, store] = ["log", "tmp", "store"].map(|name| launch.dir.join(name));
     for dir in [&log, &tmp] {
@@ -124,7 +125,8 @@ fn invocation(launch: &Launch) -> Result<Invocation, BrokerError> {
         ("PULSAR_GC_LOG", " ".into()),
         ("PULSAR_EXTRA_OPTS", options.into()),
     ];
-    Ok(Invocation { args, env, without_env })
+    // Not the link that may lead to it: the script looks for the distribution beside itself.
+    Ok(Invocation { program: binary, args, env, without_env })
 }
 
 /// Options of the Java machine. The first two are the distribution's own. Compiled lightly, Pulsar
@@ -149,6 +151,7 @@ fn changes(launch: &Launch) -> String {
          listeningInterface={LOOPBACK}\n\
          allowLoopback=true\n\
          allowEphemeralPorts=true\n\
+         httpServerEnabled=false\n\
          statusFilePath={}\n\
          allowAutoTopicCreation=false\n\
          brokerDeleteInactiveTopicsEnabled=false\n",
@@ -163,6 +166,25 @@ fn changes(launch: &Launch) -> String {
         )),
     }
     lines
+}
+
+/// Texts of settings as one, in which later ones win: each setting is there once, since of two the
+/// broker takes the last, and its bookie the first (measured).
+fn layered(texts: &[&str]) -> String {
+    let lines: Vec<_> = texts.iter().flat_map(|text| text.lines()).collect();
+    let mut seen = HashSet::new();
+    let kept = lines.iter().rev().filter(|line| key(line).is_none_or(|key| seen.insert(key)));
+    let mut kept: Vec<_> = kept.copied().collect();
+    kept.reverse();
+    kept.push("");
+    kept.join("\n")
+}
+
+/// The setting that a line is for; a comment is for none.
+fn key(line: &str) -> Option<&str> {
+    let line = line.trim_start();
+    let key = line.split(|c: char| c.is_whitespace() || matches!(c, '=' | ':')).next()?;
+    (!key.is_empty() && !key.starts_with(['#', '!'])).then_some(key)
 }
 
 /// The loopback interface's name.
@@ -218,4 +240,24 @@ fn noise(line: &str) -> bool {
         || line.contains(" WARN ")
         // Always, at a first start.
         || line.contains("this is okay if it is the first time")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_settings_that_are_given_twice_the_later_stays() {
+        let own = "# a=comment\nport=1\nother=own\n\nlast=line";
+        let layered = layered(&[own, " port = 2\nnew:thing\nnew=once", "port=3\n"]);
+        assert_eq!(layered, "# a=comment\nother=own\n\nlast=line\nnew=once\nport=3\n");
+    }
+
+    #[test]
+    fn a_path_that_is_split_or_expanded_is_refused() {
+        for path in ["/tmp/a b", "/tmp/a*", "/tmp/a?b", "/tmp/[a]", "/tmp/a\\b", "/a\tb"] {
+            assert!(check_path(Path::new(path)).is_err(), "{path}");
+        }
+        assert!(check_path(Path::new("/tmp/.tmpA-1_2/ü/4.0.8")).is_ok());
+    }
 }
