@@ -211,7 +211,8 @@ fn brokers(command: &Brokers) -> Result<u8, Failure> {
                     Err(error) => text.push_str(&format!("  used: none. {error}\n")),
                 }
                 for running in &listing.running {
-                    text.push_str(&format!("  running: {} at {}\n", running.name, running.url));
+                    let at = addresses(running);
+                    text.push_str(&format!("  running: {} at {at}\n", running.name));
                 }
             }
             print(&text)
@@ -235,8 +236,14 @@ fn brokers(command: &Brokers) -> Result<u8, Failure> {
             let wanted = Wanted { binary: None, version: version.clone() };
             let found = brokers::find(&places, kind, &wanted)?;
             let settings = StartSettings::new(found.path);
-            let started = background::start(&places, name, kind, settings, &interrupted)?;
-            print(&format!("{} {} runs at {}\n", started.name, started.version, started.url))
+            let tell = |line: &str| drop(writeln!(io::stderr(), "{line}"));
+            let started = background::start(&places, name, kind, settings, &interrupted, &tell)?;
+            print(&format!(
+                "{} {} runs at {}\n",
+                started.name,
+                started.version,
+                addresses(&started)
+            ))
         }
         Brokers::Status => {
             let all = background::status(&places)?;
@@ -250,7 +257,7 @@ fn brokers(command: &Brokers) -> Result<u8, Failure> {
                     "{} {} {state} at {}, pid {}, log {}\n",
                     broker.name,
                     broker.version,
-                    broker.url,
+                    addresses(&broker),
                     broker.pid(),
                     log.display()
                 ))?;
@@ -261,6 +268,14 @@ fn brokers(command: &Brokers) -> Result<u8, Failure> {
             let stopped = background::stop(&places, name, *keep)?;
             print(&format!("{} {} stopped\n", stopped.name, stopped.version))
         }
+    }
+}
+
+/// Where a broker is, as it is shown.
+fn addresses(broker: &background::Background) -> String {
+    match &broker.admin_url {
+        Some(admin) => format!("{}, administration at {admin}", broker.url),
+        None => broker.url.clone(),
     }
 }
 

@@ -68,8 +68,8 @@ pub struct BrokerKind {
     pub start_timeout: Duration,
     /// How long it may take to end when asked to, before it is killed.
     pub stop_timeout: Duration,
-    /// How long it usually takes to start, measured on 2 processors: above a second a user is told
-    /// that it is being waited for.
+    /// How long it usually takes to start, measured on 2 processors; from a second on a user is
+    /// told that it is being waited for.
     pub usual_start: Duration,
     /// The URL for clients, given its ports.
     url: fn(&[u16]) -> String,
@@ -79,6 +79,8 @@ pub struct BrokerKind {
     invocation: fn(&Launch) -> Result<Invocation, BrokerError>,
     /// Asks it once, without waiting long, whether it is ready.
     probe: fn(&Launch) -> Readiness,
+    /// Whether a line of its log tells nothing of why it failed.
+    noise: fn(&str) -> bool,
 }
 
 /// Where a broker is installed from: the ordinary package client of its ecosystem.
@@ -112,15 +114,19 @@ pub struct StartSettings {
     /// background broker has its own place.
     pub parent: Option<PathBuf>,
     /// Whether it keeps messages at all (NATS: whether JetStream is on). Without, it is the server
-    /// that lacks what the backend needs.
+    /// that lacks what the backend needs. The others always do.
     pub storage: bool,
-    /// When stored messages are synced to the disk; `None` for the broker's default.
+    /// When stored messages are synced to the disk; `None` for the broker's default. For nsqd that
+    /// concerns what exceeds its memory queue, which alone reaches the disk, and
+    /// [`SyncInterval::Always`] is an error, since it syncs after it has confirmed.
     pub sync: Option<SyncInterval>,
-    /// Lines for the broker's configuration file, in its own language. Address, port, name and
-    /// store directory are queueproof's, whatever these lines say.
+    /// Lines for the broker's configuration file, in its own language. Addresses, name and store
+    /// directory are queueproof's, whatever these lines say. nsqd is started without such a file:
+    /// for it they are an error.
     pub extra: String,
-    /// Further arguments for the executable. Address, port, name and store directory are
-    /// queueproof's, whatever these say.
+    /// Further options of the process: nsqd's flags (`-mem-queue-size=100`), or those of Pulsar's
+    /// Java machine (`-Xmx1g`), which win over queueproof's own. NATS has none: for it they are an
+    /// error. Addresses and store directory are queueproof's, whatever these say.
     pub flags: Vec<String>,
     /// The queueproof executable that guards a private broker (see [`PrivateBroker`]); `None` for
     /// no guard. A background broker has none.
@@ -189,8 +195,11 @@ struct Launch {
 
 /// How to start a broker.
 struct Invocation {
+    program: PathBuf,
     args: Vec<OsString>,
     env: Vec<(&'static str, OsString)>,
+    /// What it must not inherit of the environment.
+    without_env: Vec<OsString>,
 }
 
 /// What a broker answered when asked whether it is ready.
@@ -215,6 +224,22 @@ pub fn kind(name: &str) -> Result<&'static BrokerKind, BrokerError> {
             names.join(", ")
         ))
     })
+}
+
+impl BrokerKind {
+    /// Says that this broker is being started, if that takes long.
+    fn tell_start(&self, binary: &Path, tell: &dyn Fn(&str)) {
+        if self.usual_start < Duration::from_secs(1) {
+            return;
+        }
+        let version = (self.version)(binary).map(|version| format!(" {version}"));
+        tell(&format!(
+            "{}{}: starting (some {} s)",
+            self.name,
+            version.unwrap_or_default(),
+            self.usual_start.as_secs()
+        ));
+    }
 }
 
 impl StartSettings {

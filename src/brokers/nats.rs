@@ -30,6 +30,7 @@ pub(super) const NATS: BrokerKind = BrokerKind {
     admin_url: None,
     invocation,
     probe,
+    noise: |_| false,
 };
 
 /// The first line that a server sends to whoever connects: `INFO {…}`.
@@ -45,6 +46,9 @@ struct Info {
 /// and a path needs no quoting.
 fn invocation(launch: &Launch) -> Result<Invocation, BrokerError> {
     let settings = &launch.settings;
+    if !settings.flags.is_empty() {
+        return Err(BrokerError::usage("nats-server is given no flags; use its configuration"));
+    }
     let mut config = settings.extra.clone();
     if let (true, Some(sync)) = (settings.storage, settings.sync) {
         let interval = match sync {
@@ -64,7 +68,12 @@ fn invocation(launch: &Launch) -> Result<Invocation, BrokerError> {
     if settings.storage {
         args.extend(["-js".into(), "-sd".into(), launch.dir.join("store").into()]);
     }
-    Ok(Invocation { args, env: Vec::new() })
+    Ok(Invocation {
+        program: launch.settings.binary.clone(),
+        args,
+        env: Vec::new(),
+        without_env: Vec::new(),
+    })
 }
 
 /// JetStream is up before the server listens (its own log says so), so that `INFO` is enough.

@@ -1,6 +1,6 @@
 //! nsqd, NSQ's broker.
 
-use std::{ffi::OsString, fs, net::TcpStream, time::Duration};
+use std::{ffi::OsString, fs, net::TcpStream, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
@@ -23,6 +23,7 @@ pub(super) const NSQ: BrokerKind = BrokerKind {
     check: |_| Ok(()),
     needs: |_| Ok(()),
     ports: 2,
+    // Measured: ready after 8 ms, ended after 3 ms, both with an empty store.
     start_timeout: Duration::from_secs(30),
     stop_timeout: Duration::from_secs(10),
     usual_start: Duration::from_millis(10),
@@ -30,36 +31,54 @@ pub(super) const NSQ: BrokerKind = BrokerKind {
     admin_url: Some(|ports| format!("http://127.0.0.1:{}", ports[1])),
     invocation,
     probe,
+    // How it is used, after what was wrong about that.
+    noise: |line| ["Usage of", "  -", "    \t"].iter().any(|begin| line.starts_with(begin)),
 };
 
 #[derive(Deserialize)]
 struct Info {
     version: String,
-    tcp_port: u16,
 }
 
-/// The last of equal flags wins.
+/// The last of equal flags wins, and each of them over a file that one of them names.
 fn invocation(launch: &Launch) -> Result<Invocation, BrokerError> {
-    let store = launch.dir.join("store");
+    if !launch.settings.extra.is_empty() {
+        return Err(BrokerError::usage("nsqd is given no configuration file; use its flags"));
+    }
+    let store = store(launch);
     fs::create_dir_all(&store)
         .map_err(BrokerError::io(format_args!("making `{}`", store.display())))?;
     let mut args: Vec<OsString> = launch.settings.flags.iter().map(Into::into).collect();
     match launch.settings.sync {
         None => {}
-        Some(SyncInterval::Always) => args.push("-sync-every=1".into()),
+        // With `-sync-every=1` a message that it had confirmed was lost by SIGKILL (measured).
+        Some(SyncInterval::Always) => {
+            return Err(BrokerError::usage("nsqd cannot sync messages before it confirms them"));
+        }
         Some(SyncInterval::Every(interval)) => {
             args.push(format!("-sync-timeout={}ms", interval.as_millis().max(1)).into());
         }
     }
     args.push(format!("-tcp-address=127.0.0.1:{}", launch.ports[0]).into());
     args.push(format!("-http-address=127.0.0.1:{}", launch.ports[1]).into());
+    // It listens there only when flags name a certificate.
     args.push("-https-address=127.0.0.1:0".into());
     args.push("-broadcast-address=127.0.0.1".into());
     args.push("-data-path".into());
     args.push(store.into());
-    Ok(Invocation { args, env: Vec::new() })
+    Ok(Invocation {
+        program: launch.settings.binary.clone(),
+        args,
+        env: Vec::new(),
+        without_env: Vec::new(),
+    })
 }
 
+fn store(launch: &Launch) -> PathBuf {
+    launch.dir.join("store")
+}
+
+/// Known by its data directory, which it tells: it is made for each broker.
 fn probe(launch: &Launch) -> Readiness {
     const PATIENCE: Duration = Duration::from_millis(500);
     let [tcp, http] = [launch.ports[0], launch.ports[1]];
@@ -72,7 +91,7 @@ fn probe(launch: &Launch) -> Readiness {
         ask("/ping")?;
         let info = ask("/info")?;
         let info: Info = serde_json::from_str(&info).map_err(|e| format!("GET /info: {e}"))?;
-        if info.tcp_port != tcp {
+        if ask("/config/data_path")? != store(launch).to_string_lossy() {
             return Err("another server answers on its port".into());
         }
         TcpStream::connect(("127.0.0.1", tcp)).map_err(|e| format!("TCP: {e}"))?;

@@ -19,6 +19,5 @@ pub(super) fn private(
     })?;
     let mut settings = StartSettings::new(found.path);
     change(&mut settings);
-    let _ = waiting;
-    PrivateBroker::start(kind, settings).map_err(broken)
+    PrivateBroker::start(kind, settings, waiting.interrupted, waiting.tell).map_err(broken)
 }

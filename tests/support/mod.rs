@@ -1,5 +1,7 @@
 //! What the suites over real and lying servers share.
 
+use std::sync::atomic::AtomicBool;
+
 use libtest_mimic::Failed;
 use queueproof::{
     brokers::{self, Places, PrivateBroker, StartSettings, Wanted},
@@ -19,7 +21,7 @@ pub fn nats(suite: &str) -> Option<PrivateBroker> {
         let found = brokers::find(&Places::from_env()?, kind, &Wanted::default())?;
         let mut settings = StartSettings::new(found.path);
         settings.guard = Some(env!("CARGO_BIN_EXE_queueproof").into());
-        PrivateBroker::start(kind, settings)
+        PrivateBroker::start(kind, settings, &AtomicBool::new(false), &|_| {})
     };
     match start() {
         Ok(server) => Some(server),

@@ -92,8 +92,12 @@ fn send_lines(stream: impl Read + Send + 'static, sender: mpsc::Sender<String>) 
         let mut stream = BufReader::new(stream);
         let mut line = Vec::new();
         while stream.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-            let _ = sender.send(String::from_utf8_lossy(&line).trim_end().to_owned());
+            // Maven resets colours that it does not use.
+            let text = String::from_utf8_lossy(&line).replace("\u{1b}[0m", "");
             line.clear();
+            if !text.trim().is_empty() {
+                let _ = sender.send(text.trim_end().to_owned());
+            }
         }
     });
 }

@@ -1,6 +1,6 @@
 //! Through Go.
 
-use std::{path::Path, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use super::{BrokerError, client::Work};
 
@@ -18,6 +18,7 @@ pub(super) fn install(
              https://go.dev/dl"
         ),
     )?;
+    fs::create_dir(home).map_err(BrokerError::io(format_args!("making `{}`", home.display())))?;
     let mut command = Command::new(go);
     command
         .args(["install", "-v", package])

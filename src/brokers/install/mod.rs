@@ -301,4 +301,18 @@ mod tests {
         assert!(!dir.path().join("go.log").exists());
         assert!(!places.cache.exists());
     }
+
+    #[test]
+    fn what_no_package_client_has_is_not_installed_and_the_message_says_how_to_get_it() {
+        let dir = TempDir::new().unwrap();
+        let places = places(dir.path());
+        let nsq = crate::brokers::kind("nsq").unwrap();
+        let install = super::install(&places, nsq, None, &AtomicBool::new(false), &mut |_| {});
+        let error = install.unwrap_err();
+        assert_eq!(error.class, ErrorClass::Environment);
+        for part in ["https://nsq.io", "packages", "PATH", "nsq.server.binary", "QUEUEPROOF_NSQD"] {
+            assert!(error.message.contains(part), "{error}");
+        }
+        assert!(!places.cache.exists());
+    }
 }
