@@ -131,7 +131,8 @@ impl Admin {
                 "deduplication is off in the namespace {tenant}/{namespace}, which is not this program's own; switch it on (pulsar-admin namespaces set-deduplication {tenant}/{namespace} --enable) or name another one"
             )));
         }
-        let on = self.ask(Method::POST, &format!("{path}/deduplication"), Some(&json!(true))).await?;
+        let on =
+            self.ask(Method::POST, &format!("{path}/deduplication"), Some(&json!(true))).await?;
         match on.status.is_success() {
             true => Ok(Ok(())),
             false => Err(self.failure(&format!("switching deduplication on in {namespace}"), &on)),
@@ -197,7 +198,8 @@ impl Admin {
         if answer.status == StatusCode::CONFLICT {
             let properties = self.topic_properties(name).await?;
             if properties.get(RETENTION).map(String::as_str) != Some(word) {
-                let problem = format!("{doing}: it exists, with another retention or not made here");
+                let problem =
+                    format!("{doing}: it exists, with another retention or not made here");
                 return Err(BackendError::new(ErrorKind::Conflict, problem));
             }
         } else if !answer.status.is_success() {

@@ -149,8 +149,7 @@ impl QueueBackend for PulsarBackend {
                 let problem = "a prefetch must be 1 or more";
                 return Err(BackendError::new(ErrorKind::InvalidArgument, problem));
             }
-            let properties =
-                self.pool.admin.subscription_properties(topic, subscription).await?;
+            let properties = self.pool.admin.subscription_properties(topic, subscription).await?;
             let manners = (options.prefetch, options.confirm_acks);
             let terms = Terms::read(&properties);
             let subscriber = Subscriber::new(&self.pool, topic, subscription, terms, manners);
@@ -175,9 +174,10 @@ impl QueueBackend for PulsarBackend {
             check_name("subscription", subscription, RULE)?;
             // The admin interface answers by itself: this connection's own socket has to, too.
             let limit = self.pool.settings.request_timeout;
-            self.pool.round_trip(limit).await.map_err(|fault| {
-                fault.explain("making sure that the connection is up")
-            })?;
+            self.pool
+                .round_trip(limit)
+                .await
+                .map_err(|fault| fault.explain("making sure that the connection is up"))?;
             self.pool.admin.depth(topic, subscription).await
         })
     }

@@ -181,9 +181,7 @@ impl Connection {
         match timeout(limit, up).await {
             Ok(Ok(status)) if !status.closed => status.generation.ok_or(Lost::Closed),
             Ok(_) => Err(Lost::Closed),
-            Err(_) => {
-                Err(Lost::NotSent(format!("{DOWN}, and did not come back within {limit:?}")))
-            }
+            Err(_) => Err(Lost::NotSent(format!("{DOWN}, and did not come back within {limit:?}"))),
         }
     }
 

@@ -62,7 +62,9 @@ const PROTOCOL: i32 = 19;
 pub(super) fn parse(url: &str) -> Result<Address, BackendError> {
     let invalid = |problem: &str| BackendError::new(ErrorKind::InvalidArgument, problem);
     let (scheme, rest) = url.trim().split_once("://").ok_or_else(|| {
-        invalid("a Pulsar address begins with pulsar:// or pulsar+ssl://, as pulsar://127.0.0.1:6650")
+        invalid(
+            "a Pulsar address begins with pulsar:// or pulsar+ssl://, as pulsar://127.0.0.1:6650",
+        )
     })?;
     let (tls, default_port) = match scheme {
         "pulsar" => (false, 6650),

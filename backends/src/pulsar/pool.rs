@@ -133,8 +133,7 @@ impl Pool {
             let left = || deadline.saturating_duration_since(Instant::now());
             let generation = asked.up(left()).await?;
             let full = self.full_name(topic);
-            let mut pending =
-                asked.ask(generation, |id| wire::lookup(full, id, authoritative))?;
+            let mut pending = asked.ask(generation, |id| wire::lookup(full, id, authoritative))?;
             let answer = pending.wait(left()).await?;
             if let Some(error) = answer.error {
                 return Err(refused(error.error, error.message));

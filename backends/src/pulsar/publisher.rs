@@ -111,7 +111,8 @@ impl PulsarPublisher {
         let deadline = Instant::now() + self.limit;
         let (metadata, payload) = batch::pack(messages);
         let place = self.place(payload.len(), deadline).await?;
-        let answer = self.producer.send(Entry { metadata, payload, sequence: None }, Some(place))?;
+        let answer =
+            self.producer.send(Entry { metadata, payload, sequence: None }, Some(place))?;
         Ok(Handed { answer, deadline, limit: self.limit, dedup: self.dedup.is_ok() })
     }
 
@@ -221,7 +222,9 @@ impl Publisher for PulsarPublisher {
                 };
                 match handed {
                     Ok(handed) => results.append(&mut handed.receipts(count).await),
-                    Err(error) => results.extend((0..count.unwrap_or(1)).map(|_| Err(error.clone()))),
+                    Err(error) => {
+                        results.extend((0..count.unwrap_or(1)).map(|_| Err(error.clone())))
+                    }
                 }
             }
             results

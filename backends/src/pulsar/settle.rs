@@ -257,7 +257,10 @@ impl Subscriber {
         let _place = self.burying.acquire().await;
         let (pool, _) = self.reach()?;
         self.copy(&pool, dead_letter, given).await.map_err(|why| {
-            SettleError::Indeterminate(format!("the dead-letter topic {}: {why}", dead_letter.topic))
+            SettleError::Indeterminate(format!(
+                "the dead-letter topic {}: {why}",
+                dead_letter.topic
+            ))
         })?;
         let unsaid = || Err(SettleError::Indeterminate("nothing was said".into()));
         self.ack(std::slice::from_ref(given)).await.pop().unwrap_or_else(unsaid)
@@ -308,5 +311,7 @@ struct Acking {
 }
 
 fn lapsed() -> SettleError {
-    SettleError::LeaseLost("it had been settled, its ack timeout had passed, or its connection had been lost".into())
+    SettleError::LeaseLost(
+        "it had been settled, its ack timeout had passed, or its connection had been lost".into(),
+    )
 }

@@ -106,11 +106,7 @@ pub(super) struct Released(Option<Held>);
 impl Spot {
     /// As the broker names its entry.
     pub(super) fn entry_id(&self) -> MessageIdData {
-        MessageIdData {
-            ledger_id: self.ledger,
-            entry_id: self.entry,
-            ..MessageIdData::default()
-        }
+        MessageIdData { ledger_id: self.ledger, entry_id: self.entry, ..MessageIdData::default() }
     }
 }
 

@@ -1,8 +1,8 @@
 //! Pulsar's commands on the wire, over the codec of the `pulsar` crate.
 
 use bytes::{Bytes, BytesMut};
-pub(super) use pulsar::message::{Message as Frame, Payload, proto};
 use pulsar::message::{Codec, proto::base_command::Type};
+pub(super) use pulsar::message::{Message as Frame, Payload, proto};
 use tokio_util::codec::{Decoder, Encoder};
 
 use proto::{BaseCommand, MessageIdData, ServerError};
