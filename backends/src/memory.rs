@@ -159,6 +159,8 @@ impl QueueBackend for MemoryBackend {
                 nack_delay_resolution: Duration::ZERO,
                 dedup_window_resolution: Duration::ZERO,
                 publish_delay_resolution: Duration::ZERO,
+                publish_delay_early: Duration::ZERO,
+                attempts_forget_disconnects: false,
                 prefetch_counts_unsettled: false,
                 memory_queue: None,
             },

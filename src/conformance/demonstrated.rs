@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use queueproof_backends::{
     Capabilities,
-    Capability::{self, ConfirmedAck, Headers, Keys, StartEarliest},
+    Capability::{self, ConfirmedAck, DuplicateReported, Headers, Keys, StartEarliest},
 };
 
 use super::{Property, property};
@@ -16,6 +16,7 @@ static ALSO: &[(&str, &[Capability])] = &[
     ("work-queue/ack-deletes", &[ConfirmedAck]),
     ("redelivery/never-after-ack", &[ConfirmedAck]),
     ("pubsub/late-subscriber", &[StartEarliest]),
+    ("dedup/sequence-repeat", &[DuplicateReported]),
 ];
 
 /// The capabilities that a property puts to the test.

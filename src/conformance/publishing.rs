@@ -16,7 +16,7 @@ use crate::{
         AnomalyKind::{
             ConnectionLost, EarlyDelivery, IllegalNameTaken, LateDelivery, NoHandOver, TwoExclusive,
         },
-        Evidence, Findings,
+        Evidence, Findings, millis,
         timing::{Spans, late},
         words,
     },
@@ -60,6 +60,11 @@ pub(super) static PROPERTIES: &[Property] = &[
     },
 ];
 
+/// The delay: so long that coming at once is too early, however early the broker may be.
+fn delay(stage: &Stage) -> Duration {
+    stage.suite.nack_delay + stage.capabilities.limits.publish_delay_early * 2
+}
+
 async fn delayed(stage: &Stage) -> Result<(), Halt> {
     let director = stage.connect().await?;
     let (topic, subscription) = stage.work_queue(&director).await?;
@@ -67,23 +72,31 @@ async fn delayed(stage: &Stage) -> Result<(), Halt> {
     let mut publisher = stage.connect().await?.publisher(&topic).await?;
     let publishing = async {
         for _ in 0..10 {
-            let delay = Some(stage.suite.nack_delay);
+            let delay = Some(delay(stage));
             publisher.publish(Draft { delay, ..Draft::default() }).await;
             publisher.publish(Draft::default()).await;
         }
     };
-    futures::join!(publishing, stage.drain(&mut consumers)).1
+    let (_, drained) = futures::join!(publishing, async {
+        // The delayed ones may come after what counts as quiet.
+        let until = stage.now() + nanos(delay(stage));
+        consumers[0].ack_until(until).await?;
+        stage.drain(&mut consumers).await
+    });
+    drained
 }
 
 fn judge_delayed(evidence: &Evidence<'_>, findings: &mut Findings) {
-    let resolution = nanos(evidence.header.capabilities.limits.publish_delay_resolution);
+    let limits = &evidence.header.capabilities.limits;
+    let resolution = nanos(limits.publish_delay_resolution);
     let mut spans = Spans::default();
-    let mut at_once = 0;
+    let (mut at_once, mut delays) = (0, 0);
     for (index, sent) in evidence.publishes.iter().enumerate().filter(|(_, p)| p.stored()) {
         let Some(first) = sent.delivered.map(|d| &evidence.deliveries[d]) else { continue };
         let due = match sent.op.delay {
             Some(delay) => {
                 spans.add(first.at.1.saturating_sub(sent.at.0));
+                delays = delay;
                 sent.at.1 + delay + resolution
             }
             None => {
@@ -96,7 +109,12 @@ fn judge_delayed(evidence: &Evidence<'_>, findings: &mut Findings) {
     findings.require(!spans.is_empty(), "no delayed message was delivered");
     findings.require(at_once > 0, "no other message was delivered");
     findings.observe("without_delay", at_once);
+    findings.observe("delay_ms", millis(delays));
+    findings.observe("may_be_early_by_ms", limits.publish_delay_early.as_millis() as u64);
     spans.observe("delivered", findings);
+    if !limits.publish_delay_early.is_zero() {
+        findings.key_figure.push_str(&format!(", due {}", words(delays)));
+    }
 }
 
 async fn exclusive(stage: &Stage) -> Result<(), Halt> {

@@ -84,6 +84,8 @@ impl QueueBackend for NatsBackend {
                 nack_delay_resolution: Duration::from_millis(10),
                 dedup_window_resolution: Duration::from_millis(100),
                 publish_delay_resolution: Duration::ZERO,
+                publish_delay_early: Duration::ZERO,
+                attempts_forget_disconnects: false,
                 prefetch_counts_unsettled: false,
                 memory_queue: None,
             },

@@ -39,6 +39,13 @@ pub(super) struct DelayRule {
     pub(super) enabled: bool,
 }
 
+impl DelayRule {
+    /// By how much a message may be delivered before it is due.
+    pub(super) fn early(&self) -> Duration {
+        if self.strict { Duration::ZERO } else { self.tick }
+    }
+}
+
 /// What marks a namespace, or a topic, as made by this backend, and its retention.
 const MADE: &str = "queueproof";
 const RETENTION: &str = "queueproof-retention";

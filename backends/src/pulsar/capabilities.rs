@@ -1,6 +1,6 @@
 //! What Pulsar does, as this backend uses it.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     admin::{DelayRule, Found},
@@ -12,6 +12,12 @@ use crate::{Capabilities, Capability, DedupScope, Disconnect, Limits, Support};
 /// Why topics have no limit.
 pub(super) const NO_LIMIT: &str = "Pulsar limits the bytes and the age of what is not acknowledged \
                                    (backlog quotas), not the number of messages of a topic";
+
+/// What is declared for a broker and namespace as they usually are.
+pub(super) fn usual() -> BTreeMap<Capability, Support> {
+    let found = Found { version: String::new(), dedup: Ok(()), delay: None };
+    Capability::ALL.into_iter().map(|c| (c, support(c, &found, false))).collect()
+}
 
 /// Declares it for a broker and namespace.
 pub(super) fn declare(found: &Found, max_message: usize, batching: bool) -> Capabilities {
@@ -27,6 +33,10 @@ pub(super) fn declare(found: &Found, max_message: usize, batching: bool) -> Capa
             nack_delay_resolution: Duration::ZERO,
             dedup_window_resolution: Duration::ZERO,
             publish_delay_resolution: found.delay.map_or(TICK, |rule| rule.tick),
+            // Its documentation of isDelayedDeliveryDeliverAtTimeStrict; measured.
+            publish_delay_early: found.delay.map_or(TICK, |rule| rule.early()),
+            // Measured with 4.0.8.
+            attempts_forget_disconnects: true,
             prefetch_counts_unsettled: false,
             memory_queue: None,
         },

@@ -23,12 +23,15 @@
 //! What goes to the admin interface does not pass through a link; all else does, for a link's
 //! connection is the only one that its backend has.
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
 pub use crate::tls::Tls;
-use crate::{BackendError, BoxFuture, Connector, ErrorKind, Link, QueueBackend, link::TcpLink};
+use crate::{
+    BackendError, BoxFuture, Capability, Connector, ErrorKind, Link, QueueBackend, Support,
+    link::TcpLink,
+};
 
 mod admin;
 mod auth;
@@ -200,6 +203,12 @@ impl PulsarConnector {
 
 /// How long the admin interface has at least, however long the broker took.
 const LEAST: Duration = Duration::from_secs(1);
+
+/// What the backend declares, as [`Capabilities::support`](crate::Capabilities::support), for a
+/// broker with Pulsar's own defaults and a namespace of queueproof's.
+pub fn declares() -> BTreeMap<Capability, Support> {
+    capabilities::usual()
+}
 
 /// Checks an address without connecting.
 ///
