@@ -45,6 +45,12 @@ fn invocation(launch: &Launch) -> Result<Invocation, BrokerError> {
     if !launch.settings.extra.is_empty() {
         return Err(BrokerError::usage("nsqd is given no configuration file; use its flags"));
     }
+    // Of another form one could swallow those that follow it.
+    if let Some(flag) = launch.settings.flags.iter().find(|flag| !is_complete(flag)) {
+        return Err(BrokerError::usage(format!(
+            "`{flag}` is not a flag for nsqd as it is expected: -name=value"
+        )));
+    }
     let store = store(launch);
     fs::create_dir_all(&store)
         .map_err(BrokerError::io(format_args!("making `{}`", store.display())))?;
@@ -72,6 +78,10 @@ fn invocation(launch: &Launch) -> Result<Invocation, BrokerError> {
         env: Vec::new(),
         without_env: Vec::new(),
     })
+}
+
+fn is_complete(flag: &str) -> bool {
+    flag.starts_with('-') && flag.split_once('=').is_some_and(|(name, _)| name.len() > 1)
 }
 
 fn store(launch: &Launch) -> PathBuf {

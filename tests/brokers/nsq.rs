@@ -44,7 +44,7 @@ fn an_nsqd_takes_clients_on_this_machine_alone_and_leaves_nothing() {
     let dir = TempDir::new().unwrap();
     let mut settings = settings(&binary, dir.path());
     // Flags reach it, but do not move it.
-    let flags = ["-tcp-address=0.0.0.0:4150", "--http-address", "0.0.0.0:4151", "-data-path=/"];
+    let flags = ["-tcp-address=0.0.0.0:4150", "--http-address=0.0.0.0:4151", "-data-path=/"];
     settings.flags = flags.map(str::to_owned).to_vec();
     settings.flags.push("-mem-queue-size=7".into());
     let broker = start(nsq(), settings).unwrap();
@@ -113,7 +113,7 @@ fn an_nsqd_that_cannot_start_says_why_and_leaves_nothing() {
     let Some(binary) = real(nsq()) else { return };
     let dir = TempDir::new().unwrap();
     let mut wrong_flag = settings(&binary, dir.path());
-    wrong_flag.flags = vec!["-no-such-flag".into()];
+    wrong_flag.flags = vec!["-no-such-flag=1".into()];
     let error = start(nsq(), wrong_flag).unwrap_err();
     assert_eq!(error.class, ErrorClass::Environment);
     assert!(error.message.contains("no-such-flag"), "{error}");
@@ -122,7 +122,16 @@ fn an_nsqd_that_cannot_start_says_why_and_leaves_nothing() {
     lines.extra = "mem_queue_size = 1".into();
     let mut sync = settings(&binary, dir.path());
     sync.sync = Some(SyncInterval::Always);
-    for (settings, words) in [(lines, "flags"), (sync, "before it confirms")] {
+    let mut incomplete = settings(&binary, dir.path());
+    incomplete.flags = vec!["-log-prefix".into()];
+    let mut stray = settings(&binary, dir.path());
+    stray.flags = vec!["stray=1".into()];
+    for (settings, words) in [
+        (lines, "flags"),
+        (sync, "before it confirms"),
+        (incomplete, "-name=value"),
+        (stray, "-name=value"),
+    ] {
         let error = start(nsq(), settings).unwrap_err();
         assert_eq!(error.class, ErrorClass::Usage);
         assert!(error.message.contains(words), "{error}");

@@ -212,6 +212,26 @@ fn a_pulsar_that_cannot_start_says_why_among_all_that_java_says() {
     }
 }
 
+#[test]
+fn what_is_not_an_option_of_java_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let binary = distribution(&dir.path().join("pulsar"), "exit 7");
+    for flag in ["some.Class", "-Da=b some.Class", ""] {
+        let mut settings = StartSettings::new(&binary);
+        settings.parent = Some(dir.path().join("run"));
+        fs::create_dir_all(dir.path().join("run")).unwrap();
+        settings.flags = vec![flag.into()];
+        let error = start(pulsar(), settings).unwrap_err();
+        assert!(is_empty(&dir.path().join("run")));
+        // Where there is no Java, that is said first.
+        if error.class == ErrorClass::Usage {
+            assert!(error.message.contains(&format!("`{flag}`")), "{error}");
+        } else {
+            assert!(error.message.contains("Java"), "{error}");
+        }
+    }
+}
+
 // With a distribution that is only made to look like one: these run everywhere.
 
 /// A distribution of version 4.0.9 whose start script does this.
