@@ -1,0 +1,1 @@
+use super::*; pub fn add(_: &mut Cases<'_>) {}
