@@ -1,1 +1,2 @@
-use super::*; pub fn add(_: &mut Cases<'_>) {}
+use super::*;
+pub fn add(_: &mut Cases<'_>) {}

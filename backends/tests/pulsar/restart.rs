@@ -5,7 +5,10 @@ use queueproof_backends::{DedupKey, Settlement, settle_all};
 use super::*;
 
 pub fn add(cases: &mut Cases<'_>) {
-    cases.add("a killed broker keeps numbers, messages and acknowledgements, and is found again", killed);
+    cases.add(
+        "a killed broker keeps numbers, messages and acknowledgements, and is found again",
+        killed,
+    );
     cases.add("a broker told to be strict delivers a delayed message no earlier", delayed);
 }
 
