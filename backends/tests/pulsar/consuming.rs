@@ -6,7 +6,8 @@ use tokio::time::timeout;
 use super::*;
 
 pub fn add(cases: &mut Cases<'_>) {
-    cases.add("exactly the prefetch is locked ahead, and one more for each that is taken", prefetch);
+    cases
+        .add("exactly the prefetch is locked ahead, and one more for each that is taken", prefetch);
     cases.add("a receive that is cancelled loses nothing", cancelled);
     cases.add("acknowledgements are confirmed, thousands at a time too", acks);
     cases.add("without confirmation acknowledgements are sent all the same", unconfirmed);
@@ -125,19 +126,15 @@ async fn order(broker: Arc<Broker>) {
 
 async fn keys(broker: Arc<Broker>) {
     let connection = connect(&broker).await;
-    let topic = work_queue_with(&connection, |spec| SubscriptionSpec {
-        ordered_by_key: true,
-        ..spec
-    })
-    .await;
+    let topic =
+        work_queue_with(&connection, |spec| SubscriptionSpec { ordered_by_key: true, ..spec })
+            .await;
     let mut consumers = Vec::new();
     for _ in 0..3 {
         consumers.push(consumer(&connect(&broker).await, &topic, 4).await);
     }
-    let messages = (0..300).map(|n| Message {
-        key: Some(format!("k{}", n % 10)),
-        ..Message::new(n.to_string())
-    });
+    let messages = (0..300)
+        .map(|n| Message { key: Some(format!("k{}", n % 10)), ..Message::new(n.to_string()) });
     let receipts = plain(&connection, &topic).await.publish_batch(messages.collect()).await;
     assert!(receipts.iter().all(Result::is_ok));
     let mut by_key = vec![Vec::new(); 10];
@@ -192,7 +189,7 @@ async fn kept(broker: Arc<Broker>) {
     first.close(SOON).await.unwrap();
     // The broker closes the ledger, and throws away the old one if it may.
     let path = format!("/admin/v2/persistent/public/queueproof/{name}/unload");
-    assert_eq!(broker.ask("PUT", &path, "", "").unwrap().0, 204);
+    assert_eq!(broker.ask("PUT", &path, "").unwrap().0, 204);
     plain(&connection, &name).await.publish_batch(vec![Message::new("y"); 5]).await;
     tokio::time::sleep(QUIET).await;
     connection.create_subscription(&subscription(&name, "later", SOON)).await.unwrap();
@@ -239,7 +236,7 @@ async fn moves(broker: Arc<Broker>) {
     let mut consumer = consumer(&connection, &topic, 10).await;
     let mut publisher = plain(&connection, &topic).await;
     let path = format!("/admin/v2/persistent/public/queueproof/{topic}/unload");
-    assert_eq!(broker.ask("PUT", &path, "", "").unwrap().0, 204);
+    assert_eq!(broker.ask("PUT", &path, "").unwrap().0, 204);
     let began = Instant::now();
     while publish(&mut publisher, Message::new("x")).await.is_err() {
         assert!(began.elapsed() < SOON, "it does not publish again");

@@ -147,7 +147,11 @@ async fn publish(
     publisher.publish(message.into()).await?.await
 }
 
-async fn consumer(connection: &Arc<dyn QueueBackend>, topic: &str, prefetch: u32) -> Box<dyn Consumer> {
+async fn consumer(
+    connection: &Arc<dyn QueueBackend>,
+    topic: &str,
+    prefetch: u32,
+) -> Box<dyn Consumer> {
     connection.consumer(topic, "s", ConsumerOptions { prefetch, ..OPTIONS }).await.unwrap()
 }
 

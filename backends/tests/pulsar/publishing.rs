@@ -6,7 +6,8 @@ use tokio::time::timeout;
 use super::*;
 
 pub fn add(cases: &mut Cases<'_>) {
-    cases.add("a number is taken as given: gaps are stored, and what is not above is told", numbers);
+    cases
+        .add("a number is taken as given: gaps are stored, and what is not above is told", numbers);
     cases.add("a number that is in flight already is refused, and stored once", in_flight);
     cases.add("a publisher opened again under its name goes on after its last number", reopened);
     cases.add("a number is told as a duplicate when its confirmation was lost", retried);
@@ -210,7 +211,8 @@ async fn many(broker: Arc<Broker>) {
     let mut publisher = plain(&connection, &topic).await;
     let batch = publisher.publish_batch(vec![Message::new("x"); 5000]);
     let receipts = timeout(SOON * 3, batch).await.expect("no deadlock");
-    let mut positions: Vec<_> = receipts.into_iter().map(|r| r.unwrap().position.unwrap()).collect();
+    let mut positions: Vec<_> =
+        receipts.into_iter().map(|r| r.unwrap().position.unwrap()).collect();
     assert!(positions.is_sorted());
     positions.dedup();
     assert_eq!(positions.len(), 5000);

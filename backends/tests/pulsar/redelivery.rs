@@ -11,7 +11,8 @@ pub fn add(cases: &mut Cases<'_>) {
     cases.add("a late acknowledgement is taken by the broker", late_ack);
     cases.add("a late nack takes nobody's lock", late_nack);
     cases.add("what Pulsar cannot do to a delivery is told", unsupported);
-    cases.add("what is handed back too often, too late or rejected is moved, whole and once", moved);
+    cases
+        .add("what is handed back too often, too late or rejected is moved, whole and once", moved);
     cases.add("a rejected delivery without a dead-letter topic is deleted", rejected);
 }
 
