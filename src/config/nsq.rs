@@ -20,6 +20,10 @@ pub struct Nsq {
     pub lookupd: List,
     /// Whether topics and channels are `#ephemeral`.
     pub ephemeral: bool,
+    /// How long a new channel is left alone until nsqd looks after its timers: it finds new channels
+    /// every 5 s, and is up to that late before.
+    #[serde(with = "humantime_serde")]
+    pub new_channel_wait: Duration,
     /// How long connecting may take.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
@@ -65,6 +69,7 @@ impl Default for Nsq {
             http_url: None,
             lookupd: List::default(),
             ephemeral: false,
+            new_channel_wait: Duration::from_millis(5200),
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(5),
             auth: NsqAuth::default(),

@@ -1,22 +1,13 @@
 //! What NSQ does, and does not.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{NsqSettings, connect::Terms};
 use crate::{Capabilities, Capability, Disconnect, Limits, Support};
 
 /// What nsqd does with these settings.
 pub(super) fn capabilities(settings: &NsqSettings, terms: &Terms) -> Capabilities {
-    let support = |capability| match missing(capability, settings.ephemeral) {
-        Some(why) => Support::Unsupported { why: why.into() },
-        None if capability == Capability::ConfirmedAck => Support::Emulated {
-            how: "nsqd answers only an acknowledgement that fails; the client follows each batch \
-                  with a TOUCH of a message that does not exist, whose failure shows that nsqd has \
-                  carried out what came before (and is one line in its log)"
-                .into(),
-        },
-        None => Support::Native,
-    };
+    let support = |capability| support(capability, settings.ephemeral);
     let takes = &terms.takes;
     Capabilities {
         support: Capability::ALL.into_iter().map(|c| (c, support(c))).collect(),
@@ -29,9 +20,29 @@ pub(super) fn capabilities(settings: &NsqSettings, terms: &Terms) -> Capabilitie
             nack_delay_resolution: terms.resolution,
             dedup_window_resolution: Duration::ZERO,
             publish_delay_resolution: terms.resolution,
+            publish_delay_early: Duration::ZERO,
+            attempts_forget_disconnects: false,
             prefetch_counts_unsettled: true,
             memory_queue: Some(takes.memory_queue),
         },
+    }
+}
+
+/// What is declared where nothing is `#ephemeral`.
+pub(super) fn usual() -> BTreeMap<Capability, Support> {
+    Capability::ALL.into_iter().map(|c| (c, support(c, false))).collect()
+}
+
+fn support(capability: Capability, ephemeral: bool) -> Support {
+    match missing(capability, ephemeral) {
+        Some(why) => Support::Unsupported { why: why.into() },
+        None if capability == Capability::ConfirmedAck => Support::Emulated {
+            how: "nsqd answers only an acknowledgement that fails; the client follows each batch \
+                  with a TOUCH of a message that does not exist, whose failure shows that nsqd has \
+                  carried out what came before (and is one line in its log)"
+                .into(),
+        },
+        None => Support::Native,
     }
 }
 

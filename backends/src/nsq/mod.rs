@@ -1,6 +1,7 @@
 //! NSQ.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -10,7 +11,10 @@ use address::Address;
 use tokio::sync::OnceCell;
 
 pub use crate::tls::Tls;
-use crate::{BackendError, BoxFuture, Connector, ErrorKind, Link, QueueBackend, link::TcpLink};
+use crate::{
+    BackendError, BoxFuture, Capability, Connector, ErrorKind, Link, QueueBackend, Support,
+    link::TcpLink,
+};
 
 mod address;
 mod admin;
@@ -139,6 +143,12 @@ impl fmt::Debug for NsqConnector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NsqConnector").field("settings", &self.shared.settings).finish()
     }
+}
+
+/// What the backend declares, as [`Capabilities::support`](crate::Capabilities::support), where
+/// nothing is `#ephemeral`.
+pub fn declares() -> BTreeMap<Capability, Support> {
+    capabilities::usual()
 }
 
 /// Checks an address without connecting.

@@ -90,7 +90,8 @@ pub enum Auth {
     },
     /// OAuth 2.0, client credentials.
     OAuth2 {
-        /// The issuer's address.
+        /// The issuer's address. One without a path must name itself with a slash at the end, as
+        /// the client library compares.
         issuer_url: String,
         /// The file with the client's id and secret, as Pulsar's own clients read it.
         credentials_file: PathBuf,

@@ -4,7 +4,7 @@ use std::{
     env, fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
@@ -20,6 +20,8 @@ pub struct Broker {
     pub port: u16,
     pub web: u16,
     lines: Vec<String>,
+    /// What the harness says of itself to the admin interface.
+    header: String,
 }
 
 /// Where Pulsar is: named, or where queueproof installs it.
@@ -58,20 +60,24 @@ impl Broker {
             eprintln!("NOT RUN: no Pulsar is installed: queueproof brokers install pulsar");
             return None;
         };
-        Some(Self::launch(home, |_| Vec::new()))
+        Some(Self::launch(home, Vec::new(), String::new()))
     }
 
-    /// Another one of the same installation, with these lines of configuration, which may depend
-    /// on its folder.
-    pub fn another(&self, lines: impl Fn(&Path) -> Vec<String>) -> Broker {
-        Self::launch(self.home.clone(), lines)
+    /// Another one of the same installation, with these lines of configuration.
+    pub fn another(&self, lines: Vec<String>) -> Broker {
+        Self::launch(self.home.clone(), lines, String::new())
     }
 
-    fn launch(home: PathBuf, lines: impl Fn(&Path) -> Vec<String>) -> Broker {
+    /// Another one, that lets in who has this token.
+    pub fn another_for(&self, lines: Vec<String>, token: &str) -> Broker {
+        let header = format!("Authorization: Bearer {token}\r\n");
+        Self::launch(self.home.clone(), lines, header)
+    }
+
+    fn launch(home: PathBuf, lines: Vec<String>, header: String) -> Broker {
         let folder = tempfile::tempdir().unwrap();
         // A port may be taken before the broker has it: then another is tried.
-        let mut broker =
-            Broker { home, process: None, lines: lines(folder.path()), folder, port: 0, web: 0 };
+        let mut broker = Broker { home, process: None, folder, port: 0, web: 0, lines, header };
         for _ in 0..3 {
             (broker.port, broker.web) = (free_port(), free_port());
             if broker.run() {
@@ -122,10 +128,11 @@ impl Broker {
             .unwrap();
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(120) {
-            if self.get("/admin/v2/brokers/health", "").is_some_and(|(status, _)| {
-                // Without credentials it cannot say more than that it is there.
-                status == 200 || status == 401
-            }) {
+            // The namespaces that it makes at its first start are the last that it does.
+            let ready = ["/brokers/health", "/namespaces/public/default"]
+                .iter()
+                .all(|path| self.get(&format!("/admin/v2{path}")).is_some_and(|(s, _)| s == 200));
+            if ready {
                 self.process = Some(process);
                 return true;
             }
@@ -148,22 +155,17 @@ impl Broker {
     }
 
     /// Asks the admin interface; its status and body.
-    pub fn get(&self, path: &str, headers: &str) -> Option<(u16, String)> {
-        self.ask("GET", path, headers, "")
+    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+        self.ask("GET", path, "")
     }
 
-    pub fn ask(
-        &self,
-        method: &str,
-        path: &str,
-        headers: &str,
-        body: &str,
-    ) -> Option<(u16, String)> {
+    pub fn ask(&self, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.web)).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
         let request = format!(
-            "{method} {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{headers}\r\n{body}",
-            body.len()
+            "{method} {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{}\r\n{body}",
+            body.len(),
+            self.header
         );
         stream.write_all(request.as_bytes()).ok()?;
         let mut answer = String::new();
@@ -175,7 +177,7 @@ impl Broker {
 
     /// Kills it without warning, and starts it again with its data.
     pub fn kill_and_restart(&mut self) {
-        self.stop(true);
+        self.kill();
         assert!(self.run(), "Pulsar did not start again");
     }
 
@@ -191,7 +193,7 @@ impl Broker {
         String::from_utf8(run.stdout).unwrap().trim().into()
     }
 
-    fn stop(&mut self, _hard: bool) {
+    fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             let _ = process.kill();
             let _ = process.wait();
@@ -201,7 +203,7 @@ impl Broker {
 
 impl Drop for Broker {
     fn drop(&mut self) {
-        self.stop(true);
+        self.kill();
     }
 }
 

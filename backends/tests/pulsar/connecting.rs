@@ -115,8 +115,7 @@ async fn wrong_admin(broker: Arc<Broker>) {
 }
 
 fn policies(broker: &Broker, namespace: &str) -> serde_json::Value {
-    let (status, body) =
-        broker.get(&format!("/admin/v2/namespaces/public/{namespace}"), "").unwrap();
+    let (status, body) = broker.get(&format!("/admin/v2/namespaces/public/{namespace}")).unwrap();
     assert_eq!(status, 200, "{body}");
     serde_json::from_str(&body).unwrap()
 }
@@ -138,7 +137,7 @@ async fn new_namespace(broker: Arc<Broker>) {
 async fn foreign_namespace(broker: Arc<Broker>) {
     let namespace = unique("ns");
     let path = format!("/admin/v2/namespaces/public/{namespace}");
-    assert_eq!(broker.ask("PUT", &path, "", "{}").unwrap().0, 204);
+    assert_eq!(broker.ask("PUT", &path, "{}").unwrap().0, 204);
     let before = policies(&broker, &namespace);
     let settings = PulsarSettings { namespace: namespace.clone(), ..settings(&broker) };
     let connection = PulsarConnector::new(settings).unwrap().connect(None).await.unwrap();

@@ -189,7 +189,7 @@ async fn kept(broker: Arc<Broker>) {
     first.close(SOON).await.unwrap();
     // The broker closes the ledger, and throws away the old one if it may.
     let path = format!("/admin/v2/persistent/public/queueproof/{name}/unload");
-    assert_eq!(broker.ask("PUT", &path, "", "").unwrap().0, 204);
+    assert_eq!(broker.ask("PUT", &path, "").unwrap().0, 204);
     plain(&connection, &name).await.publish_batch(vec![Message::new("y"); 5]).await;
     tokio::time::sleep(QUIET).await;
     connection.create_subscription(&subscription(&name, "later", SOON)).await.unwrap();
@@ -236,7 +236,7 @@ async fn moves(broker: Arc<Broker>) {
     let mut consumer = consumer(&connection, &topic, 10).await;
     let mut publisher = plain(&connection, &topic).await;
     let path = format!("/admin/v2/persistent/public/queueproof/{topic}/unload");
-    assert_eq!(broker.ask("PUT", &path, "", "").unwrap().0, 204);
+    assert_eq!(broker.ask("PUT", &path, "").unwrap().0, 204);
     let began = Instant::now();
     while publish(&mut publisher, Message::new("x")).await.is_err() {
         assert!(began.elapsed() < SOON, "it does not publish again");

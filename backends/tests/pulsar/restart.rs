@@ -5,10 +5,7 @@ use queueproof_backends::{DedupKey, Settlement, settle_all};
 use super::*;
 
 pub fn add(cases: &mut Cases<'_>) {
-    cases.add(
-        "a killed broker keeps numbers, messages and acknowledgements, and is found again",
-        killed,
-    );
+    cases.add("a killed broker keeps numbers and messages, and is found again", killed);
     cases.add("a broker told to be strict delivers a delayed message no earlier", delayed);
 }
 
@@ -17,7 +14,7 @@ fn numbered(number: u64) -> Message {
 }
 
 async fn killed(shared: Arc<Broker>) {
-    let mut broker = shared.another(|_| Vec::new());
+    let mut broker = shared.another(Vec::new());
     let connection = connect(&broker).await;
     let topic = work_queue(&connection).await;
     let mut publisher = connection.publisher(&topic, named("n")).await.unwrap();
@@ -41,10 +38,16 @@ async fn killed(shared: Arc<Broker>) {
     };
     assert_eq!(repeated.duplicate, Some(true));
     assert_eq!(publish(&mut publisher, numbered(10)).await.unwrap().duplicate, Some(false));
-    let rest = take(&mut consumer, 7).await;
-    eprintln!("{:?} {:?}", bodies(&rest), attempts(&rest));
-    settle_all(&rest, Settlement::Ack).await;
+    // It writes acknowledgements down at most once a second: what it confirmed just before it was
+    // killed may come again (and did, measured; what was 3 s old did not).
+    let mut came = Vec::new();
+    while !came.iter().any(|body| body == "10") {
+        let rest = take(&mut consumer, 1).await;
+        settle_all(&rest, Settlement::Ack).await;
+        came.append(&mut bodies(&rest));
+    }
     nothing(&mut consumer).await;
+    assert!(came.ends_with(&(4..11).map(|n| n.to_string()).collect::<Vec<_>>()), "{came:?}");
     assert_eq!(connection.disconnects(), 1);
     // And others find the same.
     let mut other = connect(&broker).await.publisher(&topic, named("m")).await.unwrap();
@@ -53,7 +56,7 @@ async fn killed(shared: Arc<Broker>) {
 
 async fn delayed(shared: Arc<Broker>) {
     let lines = ["isDelayedDeliveryDeliverAtTimeStrict=true", "delayedDeliveryTickTimeMillis=100"];
-    let broker = shared.another(|_| lines.map(String::from).to_vec());
+    let broker = shared.another(lines.map(String::from).to_vec());
     let connection = connect(&broker).await;
     let limits = connection.capabilities().limits;
     assert_eq!(limits.publish_delay_resolution, Duration::from_millis(100));
@@ -67,7 +70,6 @@ async fn delayed(shared: Arc<Broker>) {
         publish(&mut publisher, message).await.unwrap();
         let came = take(&mut consumer, 1).await;
         let after = began.elapsed();
-        eprintln!("{delay:?}: {after:?}");
         // The clocks of the two programs differ by what they round.
         assert!(after + Duration::from_millis(1) >= delay, "{delay:?}: after {after:?}");
         came[0].ack().await.unwrap();
