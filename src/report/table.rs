@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use comfy_table::{
+    Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, presets,
+};
 
 use super::Style;
 use crate::results::{Demonstration, PropertyResult, Results, TargetResult, Verdict};
@@ -48,7 +50,9 @@ pub(super) fn table(style: Style) -> Table {
 }
 
 fn verdicts(results: &Results, style: Style) -> Table {
-    let mut table = table(style);
+    // Without a terminal there is room for a column's usual words, however many there are.
+    let wanted = u16::try_from(34 + 25 * results.targets.len()).unwrap_or(u16::MAX);
+    let mut table = table(Style { width: style.width.map(|width| width.max(wanted)), ..style });
     let title = |target: &TargetResult| {
         if target.absent.is_some() {
             return Cell::new(format!("{} (absent)", target.name));
@@ -77,6 +81,10 @@ fn verdicts(results: &Results, style: Style) -> Table {
             row.push(found.map_or_else(|| Cell::new("-"), |p| cell(p, style)));
         }
         table.add_row(row);
+    }
+    // An id in two pieces can be neither read nor copied.
+    if let Some(ids) = table.column_mut(0) {
+        ids.set_constraint(ColumnConstraint::ContentWidth);
     }
     table
 }
