@@ -7,6 +7,7 @@ use clap_complete::Shell;
 use queueproof_backends::flawed::Flaw;
 
 use crate::{
+    compare::{FailOn, Tolerance},
     config::{Color, ConfigError, Format, Layers, Profile},
     report::catalogue::Listing,
 };
@@ -48,6 +49,17 @@ pub enum Command {
         #[arg(long, value_name = "FORMAT")]
         format: Option<Format>,
     },
+    /// Compare saved results: targets side by side, and the same target over time
+    #[command(after_help = "Examples:
+  queueproof conform --backend all --format json > today.json
+  queueproof compare today.json                                   its targets side by side
+  queueproof compare nats.json pulsar.json                        two brokers, from two machines
+  queueproof compare base.json today.json --fail-on regression    in CI: ends with 1 if it got worse
+  queueproof conform --format json | queueproof compare base.json -
+
+Exit codes: 0 compared, 1 --fail-on found what it looks for, 2 a file cannot be read, or with
+--fail-on nothing in one file has its like in another.")]
+    Compare(Compare),
     /// List what there is
     List {
         /// Which list
@@ -120,6 +132,23 @@ pub struct Conform {
     /// Break a promise of the backend on purpose, to see it found (see list flaws)
     #[arg(long, value_name = "NAME", value_parser = flaw, hide_short_help = true)]
     pub flaw: Option<Flaw>,
+}
+
+/// Comparing.
+#[derive(Debug, Args)]
+pub struct Compare {
+    /// Results that conform or judge printed as JSON, the earliest first; - is standard input
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// By how much a figure may differ before it counts as moved: percent, 0 to 1000
+    #[arg(long, value_name = "PERCENT", default_value = "10")]
+    pub tolerance: Tolerance,
+    /// End with 1 if a verdict changed, or got worse, from a file to the next
+    #[arg(long, value_name = "WHAT")]
+    pub fail_on: Option<FailOn>,
+    /// How to print the comparison [default: table]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<Format>,
 }
 
 /// Local brokers.

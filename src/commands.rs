@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     brokers::{self, BrokerError, ErrorClass, Places, StartSettings, Wanted, background},
-    cli::{Brokers, Clean, Cli, Command, Conform, Target},
+    cli::{Brokers, Clean, Cli, Command, Compare, Conform, Target},
+    compare::{self, Change, FailOn},
     config::{BACKENDS, Color, Config, ConfigError, Format, Layers, Selection, VARIABLES},
     judge, names,
     progress::Progress,
@@ -75,6 +76,7 @@ fn execute(cli: &Cli) -> Result<u8, Failure> {
     match &cli.command {
         Command::Conform(conform) => self::conform(cli, conform),
         Command::Judge { dir, format } => judge_again(cli, dir, *format),
+        Command::Compare(compare) => self::compare(cli, compare),
         Command::List { what, format } => {
             let color = plain_layers()?.merge()?.color;
             print(&catalogue::list(*what, *format, style(cli.color.unwrap_or(color))))
@@ -172,6 +174,42 @@ fn judge_again(cli: &Cli, dir: &Path, format: Option<Format>) -> Result<u8, Fail
     let results = judge::judge(dir).map_err(Failure::usage)?;
     let style = style(cli.color.unwrap_or(config.color));
     finish(&results, format.unwrap_or(config.format), style)
+}
+
+fn compare(cli: &Cli, compare: &Compare) -> Result<u8, Failure> {
+    let config = plain_layers()?.merge()?;
+    let inputs = compare::read::read(&compare.files).map_err(Failure::usage)?;
+    let comparison = compare::compare(&inputs, compare.tolerance);
+    let breaches = match compare.fail_on {
+        Some(fail_on) => {
+            let breaches = comparison.breaches(fail_on);
+            breaches.map_err(|error| Failure::usage(report::plain(&error.to_string())))?
+        }
+        None => Vec::new(),
+    };
+    let format = compare.format.unwrap_or(config.format);
+    let style = style(cli.color.unwrap_or(config.color));
+    print(&report::render_comparison(format, &comparison, style).map_err(Failure::environment)?)?;
+    match (compare.fail_on, breaches.as_slice()) {
+        (Some(fail_on), [first, rest @ ..]) => {
+            Err(Failure { code: 1, words: breached(fail_on, *first, rest.len()) })
+        }
+        _ => Ok(0),
+    }
+}
+
+/// Why a comparison failed, in words.
+fn breached(fail_on: FailOn, (target, change): (&str, &Change), more: usize) -> String {
+    let what = change.property.as_deref().unwrap_or("the whole target");
+    let verdict = |found: &Option<compare::Found>| {
+        found.as_ref().map_or("not there".into(), |found| found.verdict.to_string())
+    };
+    let step = match change.property {
+        Some(_) => format!(", {} → {}", verdict(&change.from.found), verdict(&change.to.found)),
+        None => String::new(),
+    };
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    report::plain(&format!("--fail-on {fail_on}: {target}: {what}{step}{more}"))
 }
 
 fn show_config(target: &Target) -> Result<u8, Failure> {

@@ -4,6 +4,7 @@ pub mod brokers;
 pub mod checker;
 pub mod cli;
 pub mod commands;
+pub mod compare;
 pub mod config;
 pub mod conformance;
 pub mod history;

@@ -1,8 +1,9 @@
 //! From results to text: one file a format, all pure.
 
-use crate::{config::Format, results::Results};
+use crate::{compare::Comparison, config::Format, results::Results};
 
 pub mod catalogue;
+pub mod compare;
 pub mod json;
 pub mod table;
 
@@ -28,4 +29,32 @@ pub fn render(
         Format::Table => Ok(table::render(results, style)),
         Format::Json => json::render(results),
     }
+}
+
+/// A comparison in a format.
+///
+/// # Errors
+/// Where it cannot be written as JSON, which no comparison causes.
+pub fn render_comparison(
+    format: Format,
+    comparison: &Comparison,
+    style: Style,
+) -> Result<String, serde_json::Error> {
+    match format {
+        Format::Table => Ok(compare::render(comparison, style)),
+        Format::Json => json::render(comparison),
+    }
+}
+
+/// The longest text of a file that is shown in one piece, characters.
+const LONGEST_TEXT: usize = 1000;
+
+/// Text of a file as it may be shown: a terminal obeys none of it, and it has an end.
+pub fn plain(text: &str) -> String {
+    let visible = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    let mut plain: String = text.chars().take(LONGEST_TEXT).map(visible).collect();
+    if text.chars().nth(LONGEST_TEXT).is_some() {
+        plain.push('…');
+    }
+    plain
 }

@@ -292,7 +292,7 @@ fn within_a_hold(stage: &Stage) -> u32 {
 }
 
 /// How many ack timeouts the lock lasts of what is held while messages flow past.
-const LONG: u32 = 2;
+const LONG: u32 = 3;
 
 /// A work queue whose locks last long.
 async fn with_long_locks(
@@ -315,10 +315,14 @@ async fn flow_past<'s>(
     also_the_holder: bool,
 ) -> Result<(), Halt> {
     let mut publisher = director.publisher(topic).await?;
+    // All that takes time happens before the hold, but for what would compete for the first message.
+    let connect = (1..stage.suite.consumers.max(2)).map(|_| stage.connect());
+    let connections = try_join_all(connect).await?;
     let (taken, _) = futures::join!(slow.take(1), publisher.send(1));
     let held = taken?;
     let until = held.first().map_or(0, |d| d.at) + nanos(hold(stage) * LONG);
-    let mut others = crew(stage, subscription, stage.suite.consumers.max(2) - 1, 16).await?;
+    let open = connections.iter().map(|connection| connection.consumer(subscription, 16));
+    let mut others = try_join_all(open).await?;
     // Only now is there anybody to be blocked.
     stage.mark("hold-begins", i64::from(held.is_empty()));
     let count = within_a_hold(stage);

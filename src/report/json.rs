@@ -1,11 +1,11 @@
-//! Results for programs: the schema of [`crate::results`].
+//! Results for programs: the schemas of [`crate::results`] and [`crate::compare`].
 
-use crate::results::Results;
+use serde::Serialize;
 
-/// Results as indented JSON with a line end.
+/// Results, or a comparison, as indented JSON with a line end.
 ///
 /// # Errors
 /// Where they cannot be written as JSON, which no results of a run cause.
-pub fn render(results: &Results) -> Result<String, serde_json::Error> {
+pub fn render(results: &impl Serialize) -> Result<String, serde_json::Error> {
     serde_json::to_string_pretty(results).map(|text| text + "\n")
 }

@@ -53,17 +53,9 @@ fn verdicts(results: &Results, style: Style) -> Table {
     // Without a terminal there is room for a column's usual words, however many there are.
     let wanted = u16::try_from(34 + 25 * results.targets.len()).unwrap_or(u16::MAX);
     let mut table = table(Style { width: style.width.map(|width| width.max(wanted)), ..style });
-    let title = |target: &TargetResult| {
-        if target.absent.is_some() {
-            return Cell::new(format!("{} (absent)", target.name));
-        }
-        let version = if target.broker_version.is_empty() { "?" } else { &target.broker_version };
-        let backend = if target.name == target.backend {
-            String::new()
-        } else {
-            format!("{} ", target.backend)
-        };
-        Cell::new(format!("{} ({backend}{version})", target.name))
+    let title = |t: &TargetResult| match &t.absent {
+        Some(_) => Cell::new(format!("{} (absent)", t.name)),
+        None => Cell::new(title(&t.name, &t.backend, &t.broker_version)),
     };
     table.set_header(
         std::iter::once(Cell::new("property")).chain(results.targets.iter().map(title)),
@@ -89,21 +81,31 @@ fn verdicts(results: &Results, style: Style) -> Table {
     table
 }
 
+/// What heads the column of a target.
+pub(super) fn title(name: &str, backend: &str, version: &str) -> String {
+    let version = if version.is_empty() { "?" } else { version };
+    let backend = if name == backend { String::new() } else { format!("{backend} ") };
+    format!("{name} ({backend}{version})")
+}
+
 fn cell(property: &PropertyResult, style: Style) -> Cell {
-    let words = match (property.verdict, property.key_figure.as_str()) {
-        (Verdict::Pass, figure) if !figure.is_empty() => format!("pass  {figure}"),
-        (Verdict::Fail, _) => {
-            let kinds: Vec<_> =
-                property.anomalies.iter().map(|a| format!("{} ×{}", a.kind, a.count)).collect();
-            format!("FAIL  {}", kinds.join(", "))
-        }
-        (verdict, _) => verdict.to_string(),
+    let kinds: Vec<_> =
+        property.anomalies.iter().map(|a| format!("{} ×{}", a.kind, a.count)).collect();
+    verdict_cell(property.verdict, &property.key_figure, &kinds.join(", "), style)
+}
+
+/// A verdict with what belongs beside it: the figure of a pass, the breaches of a fail.
+pub(super) fn verdict_cell(verdict: Verdict, figure: &str, breaches: &str, style: Style) -> Cell {
+    let words = match verdict {
+        Verdict::Pass if !figure.is_empty() => format!("pass  {figure}"),
+        Verdict::Fail => format!("FAIL  {breaches}"),
+        verdict => verdict.to_string(),
     };
     let cell = Cell::new(words).set_alignment(CellAlignment::Left);
     if !style.color {
         return cell;
     }
-    match property.verdict {
+    match verdict {
         Verdict::Pass => cell.fg(Color::Green),
         Verdict::Fail => cell.fg(Color::Red).add_attribute(Attribute::Bold),
         Verdict::Unknown | Verdict::Broken => cell.fg(Color::Yellow),
@@ -196,7 +198,12 @@ fn absent(out: &mut String, results: &Results, style: Style) -> std::fmt::Result
 }
 
 /// Writes a text with an indent, broken between words where a width is given.
-fn wrapped(out: &mut String, indent: &str, text: &str, style: Style) -> std::fmt::Result {
+pub(super) fn wrapped(
+    out: &mut String,
+    indent: &str,
+    text: &str,
+    style: Style,
+) -> std::fmt::Result {
     let width = style.width.map_or(usize::MAX, usize::from).max(40);
     let mut line = indent.to_string();
     for word in text.split_whitespace() {
