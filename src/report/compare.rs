@@ -274,9 +274,9 @@ fn step(comparison: &Comparison, change: &Change) -> String {
         }
         (None, Some(after)) => format!("new in {}: {}", label(to), words(after)),
         (None, None) if change.direction == Direction::Worse => {
-            format!("not in {}, and in {}", label(to), label(from))
+            format!("verdicts in {} → none in {}", label(from), label(to))
         }
-        (None, None) => format!("in {}, and not in {}", label(to), label(from)),
+        (None, None) => format!("no verdict in {} → some in {}", label(from), label(to)),
     }
 }
 
