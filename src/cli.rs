@@ -39,7 +39,7 @@ pub enum Command {
   queueproof conform                                  the embedded backend
   queueproof conform --backend nats                   a NATS server, started for the run
   queueproof conform --url nats://10.0.0.7:4222       yours; only topics named qp-… are touched
-  queueproof conform --backend all --property dedup   one group, on every backend")]
+  queueproof conform --backend all --property dedup   one group, on every backend that is there")]
     Conform(Conform),
     /// Judge the saved histories of a run again
     Judge {
@@ -90,10 +90,11 @@ Exit codes: 0 compared, 1 --fail-on found what it looks for, 2 a file cannot be 
 /// Which targets, with which settings. Flags win over the environment, that over the file.
 #[derive(Debug, Default, Args)]
 pub struct Target {
-    /// The backend, or several, or all [default: memory]
+    /// The backend, or several, or all that are there [default: memory]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub backend: Vec<String>,
-    /// The broker's address, as nats://HOST:PORT; without one a private broker is started
+    /// The broker's address, as nats://HOST:PORT, pulsar://HOST:PORT or nsq://HOST:PORT; without one
+    /// a private broker is started
     #[arg(long)]
     pub url: Option<String>,
     /// The configuration file (YAML)
@@ -216,7 +217,7 @@ impl Target {
     pub fn layers(&self) -> Result<Layers, ConfigError> {
         let mut layers = Layers::default();
         layers.file(self.config.clone());
-        layers.environment(|name| std::env::var(name).ok());
+        layers.environment(|name| std::env::var(name).ok())?;
         for text in &self.set {
             layers.set_flag(text)?;
         }
@@ -228,22 +229,15 @@ impl Target {
             layers.set("--profile", "profile", name);
         }
         if let Some(url) = &self.url {
-            let nats = ["nats://", "tls://"].iter().any(|scheme| url.starts_with(scheme));
+            let backend = layers.set_url("--url", url)?;
             let named = |name: &str| self.backend.iter().any(|b| b == name);
-            if !nats {
-                return Err(ConfigError::new(
-                    "--url: an address begins with nats:// or tls://, as nats://127.0.0.1:4222",
-                ));
-            }
-            if named("memory") && !named("nats") {
-                return Err(ConfigError::new(
-                    "--url: the embedded backend has no address; did you mean --backend nats?",
-                ));
-            }
             if self.backend.is_empty() {
-                layers.set("--url", "backend", "nats");
+                layers.set("--url", "backend", backend);
+            } else if !named(backend) && !named("all") {
+                return Err(ConfigError::new(format!(
+                    "--url: this is an address of {backend}; did you mean --backend {backend}?"
+                )));
             }
-            layers.set("--url", "nats.url", url);
         }
         if !self.backend.is_empty() {
             layers.set("--backend", "backend", &self.backend.join(","));

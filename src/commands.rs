@@ -24,7 +24,7 @@ use crate::{
     report::{self, Style, catalogue},
     results::Results,
     runner,
-    target::{self, Reached},
+    target::{self, Reached, Unreached, Waiting},
 };
 
 /// Why a command failed, and the exit code that says so.
@@ -249,7 +249,8 @@ fn brokers(command: &Brokers) -> Result<u8, Failure> {
                     Err(error) => text.push_str(&format!("  used: none. {error}\n")),
                 }
                 for running in &listing.running {
-                    text.push_str(&format!("  running: {} at {}\n", running.name, running.url));
+                    let at = addresses(running);
+                    text.push_str(&format!("  running: {} at {at}\n", running.name));
                 }
             }
             print(&text)
@@ -273,8 +274,14 @@ fn brokers(command: &Brokers) -> Result<u8, Failure> {
             let wanted = Wanted { binary: None, version: version.clone() };
             let found = brokers::find(&places, kind, &wanted)?;
             let settings = StartSettings::new(found.path);
-            let started = background::start(&places, name, kind, settings, &interrupted)?;
-            print(&format!("{} {} runs at {}\n", started.name, started.version, started.url))
+            let tell = |line: &str| drop(writeln!(io::stderr(), "{line}"));
+            let started = background::start(&places, name, kind, settings, &interrupted, &tell)?;
+            print(&format!(
+                "{} {} runs at {}\n",
+                started.name,
+                started.version,
+                addresses(&started)
+            ))
         }
         Brokers::Status => {
             let all = background::status(&places)?;
@@ -288,7 +295,7 @@ fn brokers(command: &Brokers) -> Result<u8, Failure> {
                     "{} {} {state} at {}, pid {}, log {}\n",
                     broker.name,
                     broker.version,
-                    broker.url,
+                    addresses(&broker),
                     broker.pid(),
                     log.display()
                 ))?;
@@ -302,16 +309,27 @@ fn brokers(command: &Brokers) -> Result<u8, Failure> {
     }
 }
 
+/// Where a broker is, as it is shown.
+fn addresses(broker: &background::Background) -> String {
+    match &broker.admin_url {
+        Some(admin) => format!("{}, administration at {admin}", broker.url),
+        None => broker.url.clone(),
+    }
+}
+
 fn clean(clean: &Clean) -> Result<u8, Failure> {
     let config = clean.target.layers()?.merge()?;
     let plan = config.plan(Selection::default())?;
     let mut seen = 0;
+    let nobody = Waiting { interrupted: &AtomicBool::new(false), tell: &|_| {} };
     for target in &plan.targets {
         if !target.backend.is_remote() {
             continue; // What is embedded or private is gone with its run.
         }
         seen += 1;
-        let reached = Reached::new(target).map_err(Failure::environment)?;
+        let reached = Reached::new(target, nobody).map_err(|why| match why {
+            Unreached::Absent(why) | Unreached::Broken(why) => Failure::environment(why),
+        })?;
         let runtime = target::runtime(false).map_err(Failure::environment)?;
         let report = runtime.block_on(async {
             let connection = reached.connector.connect(None).await?;

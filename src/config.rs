@@ -12,13 +12,23 @@ use crate::plan::Suite;
 
 mod layers;
 mod list;
+mod nats;
+mod nsq;
+mod pulsar;
 mod resolve;
+#[cfg(any(feature = "nats", feature = "pulsar", feature = "nsq"))]
 mod secrets;
 
 pub use layers::{ConfigError, FILE_VARIABLE, Layers, VARIABLES};
 pub use list::List;
+pub use nats::{Nats, NatsAuth, NatsServer, NatsTls, Storage};
+pub use nsq::{Nsq, NsqAuth, NsqServer};
+pub use pulsar::{Pulsar, PulsarAuth, PulsarOAuth2, PulsarServer};
 pub use resolve::{BACKENDS, Selection, nearest};
-pub use secrets::NatsSecrets;
+#[cfg(feature = "nats")]
+pub(crate) use secrets::read_secret;
+#[cfg(any(feature = "nats", feature = "pulsar", feature = "nsq"))]
+pub(crate) use secrets::secret;
 
 /// The effective configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,6 +60,10 @@ pub struct Config {
     pub memory: Memory,
     /// NATS.
     pub nats: Nats,
+    /// Apache Pulsar.
+    pub pulsar: Pulsar,
+    /// NSQ.
+    pub nsq: Nsq,
     /// Targets with names and settings of their own; instead of `backend`.
     pub targets: BTreeMap<String, TargetSettings>,
 }
@@ -130,106 +144,6 @@ pub struct Memory {
     pub max_payload: u64,
 }
 
-/// NATS's settings.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Nats {
-    /// Where the server is; a private one is started without.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub url: Option<String>,
-    /// Where streams are kept.
-    pub storage: Storage,
-    /// How many servers keep each stream.
-    pub replicas: u8,
-    /// How long connecting may take.
-    #[serde(with = "humantime_serde")]
-    pub connect_timeout: Duration,
-    /// How long to wait for an answer.
-    #[serde(with = "humantime_serde")]
-    pub request_timeout: Duration,
-    /// Who to be.
-    pub auth: NatsAuth,
-    /// Transport security.
-    pub tls: NatsTls,
-    /// The private server.
-    pub server: NatsServer,
-}
-
-/// Where NATS keeps streams.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Storage {
-    /// In files.
-    #[default]
-    File,
-    /// In memory.
-    Memory,
-}
-
-/// Credentials for NATS: where they are, never what they are.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct NatsAuth {
-    /// The user, with a password from file or environment.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub user: Option<String>,
-    /// The file that holds the password.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub password_file: Option<PathBuf>,
-    /// The variable that holds the password.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub password_env: Option<String>,
-    /// The file that holds a token.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub token_file: Option<PathBuf>,
-    /// The variable that holds a token.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub token_env: Option<String>,
-    /// The file that holds an nkey's seed; with `jwt_file`, that JWT's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub nkey_seed_file: Option<PathBuf>,
-    /// A credentials file: JWT and seed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub credentials_file: Option<PathBuf>,
-    /// The file that holds a JWT.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub jwt_file: Option<PathBuf>,
-}
-
-/// Transport security for NATS.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct NatsTls {
-    /// Refuse a server without it.
-    pub required: bool,
-    /// Certificates to trust beside the system's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ca_file: Option<PathBuf>,
-    /// The client's own certificate.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cert_file: Option<PathBuf>,
-    /// The key of that certificate.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub key_file: Option<PathBuf>,
-    /// Handshake before the server's greeting.
-    pub first: bool,
-}
-
-/// The private NATS server, where no URL is given.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct NatsServer {
-    /// The program; it is looked for without.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub binary: Option<PathBuf>,
-    /// The version; the one that queueproof was tested with without.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub version: Option<String>,
-    /// How often the server syncs its files: `always` or a duration.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sync_interval: Option<String>,
-}
-
 /// The settings of a named target: one backend's, which replace the general ones key by key.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -240,6 +154,27 @@ pub struct TargetSettings {
     /// NATS, with what differs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nats: Option<serde_yaml::Value>,
+    /// Apache Pulsar, with what differs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pulsar: Option<serde_yaml::Value>,
+    /// NSQ, with what differs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nsq: Option<serde_yaml::Value>,
+}
+
+/// Whom to trust, and who to be, on connections that TLS protects.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// Certificates to trust beside the system's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// The client's own certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert_file: Option<PathBuf>,
+    /// The key of that certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
 }
 
 /// How many properties run at the same time: they wait most of the time.
@@ -260,6 +195,8 @@ impl Default for Config {
             suite: SuiteChanges::default(),
             memory: Memory::default(),
             nats: Nats::default(),
+            pulsar: Pulsar::default(),
+            nsq: Nsq::default(),
             targets: BTreeMap::new(),
         }
     }
@@ -268,21 +205,6 @@ impl Default for Config {
 impl Default for Memory {
     fn default() -> Self {
         Memory { max_payload: 1 << 20 }
-    }
-}
-
-impl Default for Nats {
-    fn default() -> Self {
-        Nats {
-            url: None,
-            storage: Storage::File,
-            replicas: 1,
-            connect_timeout: Duration::from_secs(5),
-            request_timeout: Duration::from_secs(5),
-            auth: NatsAuth::default(),
-            tls: NatsTls::default(),
-            server: NatsServer::default(),
-        }
     }
 }
 

@@ -90,6 +90,9 @@ pub enum What {
         publisher: u16,
         /// The topic.
         topic: u16,
+        /// The name it was opened under, if any.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
     },
     /// A message was published.
     Publish(Box<Publish>),
@@ -189,6 +192,15 @@ pub struct Publish {
     /// The deduplication key, if any, as a number of the scenario.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<u32>,
+    /// The number under the publisher's name that deduplicates it, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u64>,
+    /// How long its delivery was to be delayed, nanoseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay: Option<u64>,
+    /// The routing key, as a number of the scenario.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<u32>,
     /// Payload length, bytes.
     pub len: u32,
     /// Checksum of the payload.

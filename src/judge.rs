@@ -17,10 +17,12 @@ pub fn judge(folder: &Path) -> Result<Results, HistoryError> {
     let mut targets = Vec::with_capacity(record.targets.len());
     for target in &record.targets {
         let mut properties = Vec::with_capacity(target.properties.len());
-        for id in &target.properties {
+        for id in target.properties.iter().filter(|_| target.absent.is_none()) {
             properties.push(judge_one(folder, target, id)?);
         }
         targets.push(TargetResult {
+            absent: target.absent.clone(),
+            demonstrated: conformance::demonstrated(target.capabilities.as_ref(), &properties),
             name: target.name.clone(),
             backend: target.backend.clone(),
             broker_version: target.broker_version.clone(),

@@ -35,6 +35,8 @@ pub struct TargetPlan {
     pub suite: Suite,
     /// The promise to break on purpose, to see the suite find it.
     pub flaw: Option<Flaw>,
+    /// Whether it is one of all, so that a broker that is not on this machine is merely absent.
+    pub optional: bool,
     /// The properties to check, in the order of the list.
     pub properties: Vec<&'static Property>,
 }
@@ -46,6 +48,10 @@ pub enum BackendPlan {
     Memory(config::Memory),
     /// NATS JetStream: at a URL, or on a private server where there is none.
     Nats(Box<config::Nats>),
+    /// Apache Pulsar, likewise.
+    Pulsar(Box<config::Pulsar>),
+    /// NSQ, likewise.
+    Nsq(Box<config::Nsq>),
 }
 
 /// The sizes and times of the scenarios.
@@ -82,6 +88,8 @@ impl BackendPlan {
         match self {
             BackendPlan::Memory(_) => "memory",
             BackendPlan::Nats(_) => "nats",
+            BackendPlan::Pulsar(_) => "pulsar",
+            BackendPlan::Nsq(_) => "nsq",
         }
     }
 
@@ -90,6 +98,8 @@ impl BackendPlan {
         match self {
             BackendPlan::Memory(_) => false,
             BackendPlan::Nats(nats) => nats.url.is_some(),
+            BackendPlan::Pulsar(pulsar) => pulsar.url.is_some(),
+            BackendPlan::Nsq(nsq) => nsq.url.is_some(),
         }
     }
 }

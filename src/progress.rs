@@ -31,6 +31,8 @@ impl Progress {
     /// Shows what happened.
     pub fn show(&self, event: Event) {
         match event {
+            Event::Waiting(line) => self.line(&line),
+            Event::TargetAbsent { target } => self.line(&format!("{}: absent", self.names[target])),
             Event::TargetStarted { target, broker_version } => {
                 let name = &self.names[target];
                 match broker_version.as_str() {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use queueproof_backends::Capabilities;
+use queueproof_backends::{Capabilities, Capability};
 use serde::{Deserialize, Serialize};
 
 /// The version of the results' schema. Fields are only ever added under one version.
@@ -67,8 +67,27 @@ pub struct TargetResult {
     pub settings: serde_json::Value,
     /// What its backend declares; `None` where it could not be asked.
     pub capabilities: Option<Capabilities>,
+    /// Why it was not there, where one of all backends has no broker on this machine; then there are
+    /// no properties, and it does not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub absent: Option<String>,
+    /// What became of each capability that the backend declares to have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub demonstrated: BTreeMap<Capability, Demonstration>,
     /// One entry a property.
     pub properties: Vec<PropertyResult>,
+}
+
+/// What a run shows of a capability that a backend declares to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Demonstration {
+    /// A property that needs it passed, and none failed.
+    Demonstrated,
+    /// A property that needs it failed.
+    Refuted,
+    /// No property that needs it came to a verdict.
+    NotExercised,
 }
 
 /// What was found of one property.

@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     thread,
@@ -24,12 +24,19 @@ use crate::{
     names,
     plan::{Plan, TargetPlan},
     results::{Host, PropertyResult, Results, Run, SCHEMA, TargetResult, Tool, Verdict},
-    target::{Introduction, Reached, runtime},
+    target::{Introduction, Reached, Unreached, Waiting, runtime},
 };
 
 /// What happens during a run, for whoever shows it.
 #[derive(Debug, Clone)]
 pub enum Event {
+    /// Something takes long: what, in words.
+    Waiting(String),
+    /// A target is not there, and need not be.
+    TargetAbsent {
+        /// Its place in the plan.
+        target: usize,
+    },
     /// A target was reached, or could not be (then its properties follow as `broken`).
     TargetStarted {
         /// Its place in the plan.
@@ -76,10 +83,13 @@ pub fn run(
     }
     let mut targets = Vec::new();
     for (index, target) in plan.targets.iter().enumerate() {
-        let reached = reach(target, cancel);
-        let (introduction, broken) = match &reached {
-            Ok((_, introduction)) => (Some(introduction), None),
-            Err(reason) => (None, Some(reason.clone())),
+        let reached = reach(target, cancel, &|line| show(Event::Waiting(line.into())));
+        let (introduction, broken, absent) = match &reached {
+            Ok((_, introduction)) => (Some(introduction), None, None),
+            Err(Unreached::Absent(reason)) if target.optional => (None, None, Some(reason.clone())),
+            Err(Unreached::Absent(reason) | Unreached::Broken(reason)) => {
+                (None, Some(reason.clone()), None)
+            }
         };
         let version = introduction.map(|i| i.broker_version.clone()).unwrap_or_default();
         let capabilities = introduction.map(|i| i.capabilities.clone());
@@ -90,17 +100,23 @@ pub fn run(
                 broker_version: version.clone(),
                 settings: target.settings.clone(),
                 capabilities: capabilities.clone(),
-                broken,
+                broken: broken.clone(),
+                absent: absent.clone(),
                 properties: target.properties.iter().map(|p| p.id.into()).collect(),
             });
             history::write_run(folder, &record)?;
         }
-        show(Event::TargetStarted { target: index, broker_version: version.clone() });
+        show(match absent {
+            Some(_) => Event::TargetAbsent { target: index },
+            None => Event::TargetStarted { target: index, broker_version: version.clone() },
+        });
         let show_result = |result: &PropertyResult| {
             show(Event::PropertyFinished { target: index, result: result.clone() });
         };
         let properties = match reached {
-            Err(reason) => {
+            Err(_) if absent.is_some() => Vec::new(),
+            Err(_) => {
+                let reason = broken.unwrap_or_default();
                 let broken = |p: &&'static Property| conformance::broken(p, reason.clone());
                 let results: Vec<_> = target.properties.iter().map(broken).collect();
                 results.iter().for_each(show_result);
@@ -127,6 +143,8 @@ pub fn run(
             backend: target.backend.name().into(),
             broker_version: version,
             settings: target.settings.clone(),
+            absent,
+            demonstrated: conformance::demonstrated(capabilities.as_ref(), &properties),
             capabilities,
             properties,
         });
@@ -141,13 +159,34 @@ pub fn run(
 }
 
 /// Makes a target ready.
-fn reach(plan: &TargetPlan, cancel: &CancellationToken) -> Result<(Reached, Introduction), String> {
+fn reach(
+    plan: &TargetPlan,
+    cancel: &CancellationToken,
+    tell: &dyn Fn(&str),
+) -> Result<(Reached, Introduction), Unreached> {
     if cancel.is_cancelled() {
-        return Err(INTERRUPTED.into());
+        return Err(Unreached::Broken(INTERRUPTED.into()));
     }
-    let reached = Reached::new(plan)?;
-    let introduction = reached.introduce()?;
-    Ok((reached, introduction))
+    let interrupted = AtomicBool::new(false);
+    let (done, over) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        // Starting a broker blocks; somebody else must look whether the user wants to wait.
+        let interrupted = &interrupted;
+        scope.spawn(move || {
+            while let Err(mpsc::RecvTimeoutError::Timeout) =
+                over.recv_timeout(Duration::from_millis(100))
+            {
+                if cancel.is_cancelled() {
+                    interrupted.store(true, Ordering::Relaxed);
+                }
+            }
+        });
+        let reached = Reached::new(plan, Waiting { interrupted, tell });
+        drop(done);
+        let reached = reached?;
+        let introduction = reached.introduce().map_err(Unreached::Broken)?;
+        Ok((reached, introduction))
+    })
 }
 
 const INTERRUPTED: &str = "the run was interrupted";
@@ -234,7 +273,11 @@ impl Crew<'_> {
         let simulated = self.connector.virtual_time();
         // Each simulated clock has its own time: what lives on one is not shared.
         let connector = match simulated {
-            true => Reached::new(self.target)?.connector,
+            true => {
+                let nobody = Waiting { interrupted: &AtomicBool::new(false), tell: &|_| {} };
+                let reached = Reached::new(self.target, nobody);
+                reached.map_err(|e| format!("the embedded broker: {e:?}"))?.connector
+            }
             false => Arc::clone(&self.connector),
         };
         let runtime = runtime(simulated).map_err(|e| format!("no runtime can be made: {e}"))?;

@@ -1,19 +1,26 @@
 //! From a plan to something that can be connected to.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
 use queueproof_backends::{
     Capabilities, Connector,
     flawed::FlawedConnector,
     memory::{MemoryConnector, MemorySettings},
-    nats::{NatsConnector, NatsSettings, Storage, Tls},
 };
 
 use crate::{
-    brokers::{self, Places, PrivateBroker, StartSettings, SyncInterval, Wanted},
-    config,
+    brokers::PrivateBroker,
     plan::{BackendPlan, TargetPlan},
 };
+
+#[cfg(feature = "nats")]
+mod nats;
+#[cfg(feature = "nsq")]
+mod nsq;
+#[cfg(any(feature = "nats", feature = "pulsar", feature = "nsq"))]
+mod private;
+#[cfg(feature = "pulsar")]
+mod pulsar;
 
 /// A target that can be connected to.
 pub struct Reached {
@@ -32,34 +39,57 @@ pub struct Introduction {
     pub capabilities: Capabilities,
 }
 
+/// Why a target cannot be connected to, in words for the user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unreached {
+    /// Its broker is not on this machine.
+    Absent(String),
+    /// Something is wrong.
+    Broken(String),
+}
+
+/// Who waits for a target, and how to tell it to stop waiting.
+#[derive(Clone, Copy)]
+pub struct Waiting<'w> {
+    /// Becomes true when the user breaks off.
+    pub interrupted: &'w AtomicBool,
+    /// Is told what takes long.
+    pub tell: &'w dyn Fn(&str),
+}
+
 impl Reached {
     /// Prepares a target, and starts a private broker where one is wanted.
     ///
     /// # Errors
-    /// Why there is none, in words for the user.
-    pub fn new(plan: &TargetPlan) -> Result<Self, String> {
-        let (connector, broker): (Arc<dyn Connector>, _) = match &plan.backend {
+    /// Why there is none.
+    pub fn new(plan: &TargetPlan, waiting: Waiting<'_>) -> Result<Self, Unreached> {
+        // A build with the embedded backend alone waits for nobody.
+        let _ = waiting;
+        let reached = match &plan.backend {
             BackendPlan::Memory(memory) => {
                 let settings =
                     MemorySettings { max_payload: memory.max_payload, ..MemorySettings::default() };
-                (Arc::new(MemoryConnector::new(settings)), None)
+                Reached { connector: Arc::new(MemoryConnector::new(settings)), broker: None }
             }
-            BackendPlan::Nats(nats) => {
-                let broker = match &nats.url {
-                    Some(_) => None,
-                    None => Some(private_nats(nats)?),
-                };
-                let url = nats.url.clone().or_else(|| Some(broker.as_ref()?.url().to_string()));
-                let settings = nats_settings(nats, url.unwrap_or_default())?;
-                let connector = NatsConnector::new(settings).map_err(|e| e.to_string())?;
-                (Arc::new(connector), broker)
+            #[cfg(feature = "nats")]
+            BackendPlan::Nats(nats) => nats::reach(nats, waiting)?,
+            #[cfg(feature = "pulsar")]
+            BackendPlan::Pulsar(pulsar) => pulsar::reach(pulsar, waiting)?,
+            #[cfg(feature = "nsq")]
+            BackendPlan::Nsq(nsq) => nsq::reach(nsq, waiting)?,
+            #[allow(unreachable_patterns)]
+            other => {
+                let why = format!("this build of queueproof is without {}", other.name());
+                return Err(Unreached::Broken(why));
             }
         };
-        let connector = match plan.flaw {
-            Some(flaw) => Arc::new(FlawedConnector::new(connector, flaw)),
-            None => connector,
-        };
-        Ok(Reached { connector, broker })
+        Ok(match plan.flaw {
+            Some(flaw) => {
+                let connector = Arc::new(FlawedConnector::new(reached.connector, flaw));
+                Reached { connector, ..reached }
+            }
+            None => reached,
+        })
     }
 
     /// Connects once and asks what is there.
@@ -78,46 +108,6 @@ impl Reached {
             Ok(introduction)
         })
     }
-}
-
-/// Starts a NATS server for this run alone.
-fn private_nats(nats: &config::Nats) -> Result<PrivateBroker, String> {
-    let kind = brokers::kind("nats").map_err(|e| e.to_string())?;
-    let wanted =
-        Wanted { binary: nats.server.binary.clone(), version: nats.server.version.clone() };
-    let places = Places::from_env().map_err(|e| e.to_string())?;
-    let found = brokers::find(&places, kind, &wanted).map_err(|e| e.to_string())?;
-    let mut settings = StartSettings::new(found.path);
-    settings.sync = match nats.server.sync_interval.as_deref() {
-        None => None,
-        Some("always") => Some(SyncInterval::Always),
-        Some(text) => Some(SyncInterval::Every(humantime::parse_duration(text).map_err(|e| {
-            format!("nats.server.sync_interval: {text:?} is neither \"always\" nor a duration: {e}")
-        })?)),
-    };
-    PrivateBroker::start(kind, settings).map_err(|e| e.to_string())
-}
-
-/// The backend's settings; secrets are read here.
-fn nats_settings(nats: &config::Nats, url: String) -> Result<NatsSettings, String> {
-    let secrets = nats.read_secrets().map_err(|e| e.to_string())?;
-    Ok(NatsSettings {
-        url,
-        storage: match nats.storage {
-            config::Storage::File => Storage::File,
-            config::Storage::Memory => Storage::Memory,
-        },
-        replicas: nats.replicas,
-        connect_timeout: nats.connect_timeout,
-        request_timeout: nats.request_timeout,
-        auth: secrets.0,
-        tls: Tls {
-            required: nats.tls.required,
-            ca_file: nats.tls.ca_file.clone(),
-            client: nats.tls.cert_file.clone().zip(nats.tls.key_file.clone()),
-            first: nats.tls.first,
-        },
-    })
 }
 
 /// A single-threaded runtime, on a simulated clock if wanted.

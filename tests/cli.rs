@@ -187,7 +187,7 @@ fn mistakes_end_with_2_and_say_what_was_meant() {
         (&["conform", "--property", "dedup/afterack"], "did you mean dedup/after-ack?"),
         (&["conform", "--backend", "natz"], "did you mean nats?"),
         (&["conform", "--backend", "memory", "--url", "nats://x"], "did you mean --backend nats?"),
-        (&["conform", "--url", "localhost"], "begins with nats:// or tls://"),
+        (&["conform", "--url", "localhost"], "begins with nats://, tls://, pulsar://"),
         (&["conform", "--flaw", "forgetack"], "did you mean forget-ack?"),
         (&["explain", "redelivery/tuch"], "did you mean redelivery/touch?"),
         (&["conform", "--jobs", "0"], "jobs: 0 is not between"),

@@ -51,7 +51,7 @@ fn a_mistake_is_told_with_its_place_and_what_was_expected() {
         (b"jobs: 0\n", "jobs: 0 is not between 1 and 256"),
         (b"prefix: My Topics\n", "prefix: \"My Topics\" is not 1 to 12 characters of a-z and 0-9"),
         (b"targets:\n  ../x:\n    memory: {}\n", "targets: \"../x\" is not a name"),
-        (b"targets:\n  x: {}\n", "targets.x: expected one of memory or nats"),
+        (b"targets:\n  x: {}\n", "targets.x: expected one of memory or nats or pulsar or nsq"),
         (
             b"targets:\n  x:\n    nats:\n      urll: x\n",
             "targets.x: urll: there is no such key; did you mean url?",
@@ -112,7 +112,7 @@ fn flags_win_over_the_environment_that_over_the_file_and_that_over_the_defaults(
         _ => None,
     };
     let mut layers = Layers::default();
-    layers.environment(environment);
+    layers.environment(environment).unwrap();
     layers.set("--seed", "seed", "3");
     let config = layers.merge().unwrap();
     assert_eq!((config.profile, config.jobs, config.seed), (Profile::Full, 3, Some(3)));
@@ -125,7 +125,7 @@ fn flags_win_over_the_environment_that_over_the_file_and_that_over_the_defaults(
 #[test]
 fn a_mistake_in_a_variable_or_a_flag_names_it() {
     let mut layers = Layers::default();
-    layers.environment(|name| (name == "QUEUEPROOF_SEED").then(|| "x".into()));
+    layers.environment(|name| (name == "QUEUEPROOF_SEED").then(|| "x".into())).unwrap();
     let error = layers.merge().unwrap_err().to_string();
     assert_eq!(error, "QUEUEPROOF_SEED: seed: invalid type: string \"x\", expected a whole number");
     let mut layers = Layers::default();

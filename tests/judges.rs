@@ -31,6 +31,7 @@ impl Story {
         let topic =
             Topic { topic: 0, name: "t".into(), dedup_window: Some(2000 * MS), max_messages: None };
         story.tell(0, What::Topic(topic));
+        story.tell(0, What::Publisher { publisher: 0, topic: 0, name: Some("n".into()) });
         let subscription = Subscription {
             subscription: 0,
             topic: 0,
@@ -49,19 +50,38 @@ impl Story {
         self.0.push(Op { at: (at * MS, at * MS), by: 1, what });
     }
 
-    fn publish(mut self, at: u64, number: u32, key: Option<u32>, outcome: Published) -> Self {
-        let publish = Publish {
+    fn publish(self, at: u64, number: u32, key: Option<u32>, outcome: Published) -> Self {
+        self.publish_as(at, number, outcome, |publish| publish.key = key)
+    }
+
+    /// A publish with a number under the publisher's name.
+    fn numbered(self, at: u64, number: u32, outcome: Published) -> Self {
+        self.publish_as(at, number, outcome, |publish| publish.sequence = Some(number.into()))
+    }
+
+    fn publish_as(
+        mut self,
+        at: u64,
+        number: u32,
+        outcome: Published,
+        change: impl FnOnce(&mut Publish),
+    ) -> Self {
+        let mut publish = Publish {
             publisher: 0,
             number,
             copy: number as u16,
             topic: 0,
-            key,
+            key: None,
+            sequence: None,
+            delay: None,
+            route: None,
             len: 100,
             body: number,
             extra: 0,
             illegal: false,
             outcome,
         };
+        change(&mut publish);
         self.tell(at, What::Publish(Box::new(publish)));
         self
     }
@@ -249,4 +269,67 @@ fn a_lost_connection_makes_everything_broken_but_what_it_does_not_explain() {
 #[test]
 fn a_check_of_nothing_is_no_pass() {
     assert_eq!(Story::new().drained(2000).judged(None).verdict, Verdict::Unknown);
+}
+
+fn stored(position: u64) -> Published {
+    Published::Confirmed { duplicate: Some(false), position: Some(position) }
+}
+
+fn dropped() -> Published {
+    Published::Confirmed { duplicate: Some(true), position: None }
+}
+
+#[test]
+fn a_number_below_one_that_was_stored_before_must_not_be_stored() {
+    let story = |higher| {
+        Story::new()
+            .numbered(1, 5, higher)
+            .numbered(2, 3, stored(3))
+            .receive(3, 5, 0, 1)
+            .receive(3, 3, 0, 1)
+            .ack(4, 0)
+            .ack(4, 1)
+            .drained(2000)
+    };
+    assert_eq!(story(stored(5)).kinds(), ["sequence-regressed"]);
+    // Nobody knows when the higher one was stored.
+    assert!(story(Published::Indeterminate("no answer".into())).kinds().is_empty());
+}
+
+#[test]
+fn a_number_is_rightly_dropped_when_a_higher_one_of_its_name_may_be_stored() {
+    let story = |outcome| {
+        Story::new().numbered(1, 5, outcome).numbered(2, 3, dropped()).numbered(3, 6, stored(6))
+    };
+    let came = |story: Story| story.receive(4, 6, 0, 1).ack(5, 0);
+    assert!(came(story(Published::Indeterminate("no answer".into()))).kinds().is_empty());
+    let refused = Published::NotSent("the connection is down".into());
+    assert_eq!(came(story(refused)).kinds(), ["false-duplicate"]);
+}
+
+#[test]
+fn a_number_that_is_confirmed_and_neither_comes_nor_is_told_to_be_dropped_is_unreported_or_lost() {
+    let story = |number| {
+        Story::new()
+            .numbered(1, 5, stored(5))
+            .numbered(2, number, stored(7))
+            .receive(3, 5, 0, 1)
+            .ack(4, 0)
+            .drained(2000)
+    };
+    assert_eq!(story(3).kinds(), ["unreported-duplicate"]);
+    assert_eq!(story(7).kinds(), ["lost"]);
+}
+
+#[test]
+fn a_delayed_message_is_early_only_before_its_delay_has_passed_since_the_publish() {
+    let story = |came| {
+        Story::new()
+            .publish_as(10, 1, stored(1), |publish| publish.delay = Some(500 * MS))
+            .receive(came, 1, 0, 1)
+            .ack(came + 1, 0)
+            .drained(2000)
+    };
+    assert_eq!(story(400).kinds(), ["early-delivery"]);
+    assert!(story(511).kinds().is_empty());
 }

@@ -106,6 +106,12 @@ pub struct Limits {
     /// How exact a delayed publish is, likewise.
     #[serde(default)]
     pub publish_delay_resolution: Duration,
+    /// By how much a delayed message may come early, as the broker documents it.
+    #[serde(default)]
+    pub publish_delay_early: Duration,
+    /// Whether the attempt leaves out the deliveries whose consumer was gone before it settled them.
+    #[serde(default)]
+    pub attempts_forget_disconnects: bool,
     /// Whether deliveries handed out and unsettled count towards a consumer's prefetch.
     pub prefetch_counts_unsettled: bool,
     /// How many messages a topic or subscription holds in memory before it turns to the disk;

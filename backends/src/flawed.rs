@@ -65,6 +65,17 @@ flaws! {
     MisreportDuplicate "misreport-duplicate" "The receipt of a dropped duplicate says that it was stored.",
     RetryStoredTwice "retry-stored-twice" "A key is forgotten when its confirmation was lost.",
     RejectBurnsKey "reject-burns-key" "A refused publish uses up its key.",
+    DropGaps "drop-gaps" "A number that leaves a gap is dropped as a duplicate.",
+    ExactNumbersOnly "exact-numbers-only" "Only the very numbers that were stored are remembered, not those below.",
+    RestartNumbers "restart-numbers" "The numbers of a publisher that is opened again begin anew.",
+    AdmitTakenName "admit-taken-name" "A second publisher of a name is let in.",
+    AdmitTwoExclusive "admit-two-exclusive" "A publisher that wants the topic for itself is let in beside another.",
+    NeverHandOver "never-hand-over" "Who waits for exclusive access waits for ever.",
+    TakeIllegalName "take-illegal-name" "A topic's name that no broker takes is taken.",
+    DropBacklog "drop-backlog" "What exceeds a hundred waiting messages is confirmed and dropped.",
+    IgnoreKeyOrder "ignore-key-order" "A subscription ordered by key is not.",
+    IgnoreDelay "ignore-delay" "The delay of a publish is ignored.",
+    DelayLonger "delay-longer" "A delayed message comes 800 ms too late.",
     LoseDelivery "lose-delivery" "One message in some is deleted instead of delivered.",
     SplitFanOut "split-fan-out" "Each subscription gets only some of the messages.",
     LatestAsEarliest "latest-as-earliest" "A subscription from the next message begins with the oldest.",
@@ -144,6 +155,10 @@ struct State {
     burnt: HashSet<String>,
     deleted: HashSet<Bytes>,
     unsent: Vec<crate::Message>,
+    /// How many messages of a topic were stored since anything was delivered.
+    piled_up: HashMap<String, u64>,
+    /// The last number that was published under a name.
+    last_number: HashMap<String, u64>,
 }
 
 impl Shared {
@@ -212,7 +227,15 @@ impl QueueBackend for FlawedBackend {
                 Flaw::DedupLongWindow => spec.dedup_window = spec.dedup_window.map(|w| w * 4),
                 _ => {}
             }
-            self.inner.create_topic(&spec).await
+            match self.inner.create_topic(&spec).await {
+                Err(error)
+                    if self.shared.is(Flaw::TakeIllegalName)
+                        && error.kind == crate::ErrorKind::InvalidArgument =>
+                {
+                    Ok(())
+                }
+                answer => answer,
+            }
         })
     }
 
@@ -229,6 +252,7 @@ impl QueueBackend for FlawedBackend {
                 Flaw::ExpireLate => spec.ack_timeout += LATE,
                 Flaw::NeverExpire => spec.ack_timeout = Duration::from_secs(3600),
                 Flaw::IgnoreDeliveryLimit => spec.dead_letter = None,
+                Flaw::IgnoreKeyOrder => spec.ordered_by_key = false,
                 Flaw::LoseDeadLetters => {
                     if let Some(dead_letter) = &mut spec.dead_letter {
                         dead_letter.topic.push_str("-void");
@@ -272,10 +296,25 @@ impl QueueBackend for FlawedBackend {
         options: PublisherOptions,
     ) -> BoxFuture<'a, Result<Box<dyn Publisher>, BackendError>> {
         Box::pin(async move {
+            let mut options = options;
+            let name = options.name.clone();
+            match self.shared.flaw {
+                Flaw::AdmitTakenName => options.name = None,
+                // Each under a name of its own.
+                Flaw::DedupPerPublisher => {
+                    let number = self.shared.state().publishers;
+                    options.name = name.as_ref().map(|name| format!("{name}~{number}"));
+                }
+                Flaw::AdmitTwoExclusive => options.access = crate::Access::Shared,
+                Flaw::NeverHandOver if options.access == crate::Access::WaitForExclusive => {
+                    std::future::pending().await
+                }
+                _ => {}
+            }
             let inner = self.inner.publisher(topic, options).await?;
             let limit = self.inner.capabilities().limits.max_payload;
             let shared = Arc::clone(&self.shared);
-            Ok(Box::new(publisher::FlawedPublisher::new(inner, shared, topic, limit))
+            Ok(Box::new(publisher::FlawedPublisher::new(inner, shared, topic, name, limit))
                 as Box<dyn Publisher>)
         })
     }

@@ -38,6 +38,9 @@ impl Http {
             .use_preconfigured_tls((*tls.config()?).clone())
             // A broker is reached directly, whatever the environment says of proxies.
             .no_proxy()
+            // A kept connection belongs to the runtime that opened it, and this client may serve
+            // several, one after the other.
+            .pool_max_idle_per_host(0)
             .connect_timeout(connect_timeout)
             .timeout(request_timeout)
             .build()

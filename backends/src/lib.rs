@@ -16,10 +16,13 @@
 //! | topic | topic | stream with one subject | persistent topic | topic |
 //! | subscription | subscription | durable pull consumer | subscription | channel |
 //! | `DedupKey::Id` | window per topic | `Nats-Msg-Id` | unsupported | unsupported |
-//! | `DedupKey::Sequence` | unsupported | unsupported | producer name + sequence id | unsupported |
+//! | `DedupKey::Sequence` | name + number, per topic | unsupported | producer name + sequence id | unsupported |
 //! | publish confirmation | at once | `PubAck` | `CommandSendReceipt` | `OK`, by position |
-//! | prefetch | leased to the consumer | pull batch | receiver queue | `RDY` |
+//! | prefetch | leased to the consumer | pull batch | permits (`FLOW`) | `RDY` |
 //! | ack timeout | the broker's | `AckWait` | the client's timer | `msg_timeout` |
+//! | order by key | owner of a key | unsupported | `Key_Shared` | unsupported |
+//! | delayed publish | the broker's clock | unsupported | `deliver_at_time` | `DPUB` |
+//! | exclusive publisher | the broker's | unsupported | `ProducerAccessMode` | unsupported |
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 

@@ -12,6 +12,7 @@
 
 use std::{
     any::Any,
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -27,11 +28,13 @@ use crate::{
 mod broker;
 mod client;
 mod link;
+mod publishers;
 mod subscription;
 
 use broker::Broker;
 use client::{Channel, MemoryConsumer, MemoryPublisher};
 pub use link::MemoryLink;
+use publishers::{Opened, Who};
 
 /// The embedded broker's settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +70,11 @@ type Shared = Mutex<Broker>;
 fn lock(broker: &Shared) -> MutexGuard<'_, Broker> {
     // Every change is complete before anything can panic.
     broker.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the backend declares, as [`Capabilities::support`]: all of it.
+pub fn declares() -> BTreeMap<Capability, Support> {
+    Capability::ALL.into_iter().map(|c| (c, Support::Native)).collect()
 }
 
 impl MemoryConnector {
@@ -140,15 +148,8 @@ impl MemoryBackend {
 
 impl QueueBackend for MemoryBackend {
     fn capabilities(&self) -> Capabilities {
-        let unsupported = Support::Unsupported {
-            why: "the embedded broker deduplicates by id, not by a producer's numbers".into(),
-        };
-        let support = |capability| match capability {
-            Capability::DedupSequence => unsupported.clone(),
-            _ => Support::Native,
-        };
         Capabilities {
-            support: Capability::ALL.into_iter().map(|c| (c, support(c))).collect(),
+            support: declares(),
             limits: Limits {
                 min_payload: 0,
                 max_payload: Some(self.settings.max_payload),
@@ -158,6 +159,8 @@ impl QueueBackend for MemoryBackend {
                 nack_delay_resolution: Duration::ZERO,
                 dedup_window_resolution: Duration::ZERO,
                 publish_delay_resolution: Duration::ZERO,
+                publish_delay_early: Duration::ZERO,
+                attempts_forget_disconnects: false,
                 prefetch_counts_unsettled: false,
                 memory_queue: None,
             },
@@ -199,14 +202,23 @@ impl QueueBackend for MemoryBackend {
         topic: &'a str,
         options: PublisherOptions,
     ) -> BoxFuture<'a, Result<Box<dyn Publisher>, BackendError>> {
-        let timeout = options.confirm_timeout.unwrap_or(self.settings.request_timeout);
-        let name: Arc<str> = topic.into();
-        let asked = Arc::clone(&name);
-        let found = self.ask(move |broker| broker.topic(&asked).map(drop));
         Box::pin(async move {
-            found.await?;
+            let timeout = options.confirm_timeout.unwrap_or(self.settings.request_timeout);
             let channel = Arc::clone(&self.channel);
-            Ok(Box::new(MemoryPublisher { channel, topic: name, timeout }) as Box<dyn Publisher>)
+            let who = Arc::new(Who {
+                number: lock(&channel.broker).next_publisher(),
+                connection: channel.id(),
+                name: options.name,
+                access: options.access,
+            });
+            let publisher = MemoryPublisher { channel, topic: topic.into(), timeout, who };
+            loop {
+                let (topic, who) = (Arc::clone(&publisher.topic), Arc::clone(&publisher.who));
+                match self.ask(move |broker| broker.open_publisher(&topic, &who)).await? {
+                    Opened::In => return Ok(Box::new(publisher) as Box<dyn Publisher>),
+                    Opened::Wait(door) => door.notified().await,
+                }
+            }
         })
     }
 

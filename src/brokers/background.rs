@@ -32,6 +32,9 @@ pub struct Background {
     pub version: String,
     /// Where clients connect.
     pub url: String,
+    /// Where its administrative interface is, if it has one.
+    #[serde(default)]
+    pub admin_url: Option<String>,
     /// The port of `url`.
     pub port: u16,
     /// Its executable.
@@ -49,7 +52,7 @@ const STATE: &str = "state.json";
 
 /// Starts a broker under this name, on a free port of 127.0.0.1, and waits until it takes
 /// clients. If there is a store of that name (kept at a stop, or left by a broker that died) it is
-/// used.
+/// used. If it usually takes a second or more to start, `tell` is given a line that says so.
 ///
 /// # Errors
 /// - Usage: the name is not 1 to 32 of `[a-zA-Z0-9_-]`, or a broker of that name runs.
@@ -61,6 +64,7 @@ pub fn start(
     kind: &'static BrokerKind,
     mut settings: StartSettings,
     interrupted: &AtomicBool,
+    tell: &dyn Fn(&str),
 ) -> Result<Background, BrokerError> {
     check_name(name)?;
     let _lock = lock(places)?;
@@ -79,12 +83,14 @@ pub fn start(
     let had_store = dir.join("store").exists();
     private_dir(&dir)?;
 
+    kind.tell_start(&settings.binary, tell);
     let entry = |report: Report| {
         Some(Background {
             name: name.to_owned(),
             kind: kind.name.to_owned(),
             version: report.version,
             url: report.url,
+            admin_url: report.admin_url,
             port: report.port,
             binary: settings.binary.clone(),
             dir: report.dir,
@@ -169,12 +175,12 @@ impl Background {
         self.process.pid
     }
 
-    /// The end of what it logged: 20 lines, 8 KiB at most.
+    /// The end of what it logged: 20 lines, 64 KiB at most.
     ///
     /// # Errors
     /// The log cannot be read.
     pub fn log_tail(&self) -> io::Result<String> {
-        log_tail(&self.dir, 0)
+        log_tail(&self.dir)
     }
 
     /// The file with all that it logged.
@@ -251,6 +257,8 @@ fn remove_all_but_store(dir: &Path) -> Result<(), BrokerError> {
         let path = entry.map_err(failed)?.path();
         if path.is_file() {
             fs::remove_file(path).map_err(failed)?;
+        } else if path.file_name().is_some_and(|name| name != "store") {
+            fs::remove_dir_all(path).map_err(failed)?;
         }
     }
     Ok(())

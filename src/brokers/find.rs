@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    BrokerError, BrokerKind, Places, absolute,
+    BrokerError, BrokerKind, Install, Places, absolute,
     background::{self, Background},
     process,
 };
@@ -75,7 +75,7 @@ pub fn find(places: &Places, kind: &BrokerKind, wanted: &Wanted) -> Result<Found
     let version = wanted.version.as_deref();
     if let Some(path) = &wanted.binary {
         let path = absolute(path)?;
-        named(&path, "the settings")?;
+        named(kind, &path, "the settings")?;
         return match other_version(kind, &path, version) {
             None => Ok(Found { path, origin: Origin::Setting }),
             Some(other) => Err(BrokerError::usage(format!(
@@ -91,7 +91,7 @@ pub fn find(places: &Places, kind: &BrokerKind, wanted: &Wanted) -> Result<Found
     match places.overrides.get(kind.name) {
         None => looked_at.push(format!("{}: not set", kind.override_env)),
         Some(path) => {
-            named(path, kind.override_env)?;
+            named(kind, path, kind.override_env)?;
             match other_version(kind, path, version) {
                 None => return Ok(Found { path: path.clone(), origin: Origin::Environment }),
                 Some(other) => looked_at.push(format!("{}: {other}", kind.override_env)),
@@ -106,7 +106,8 @@ pub fn find(places: &Places, kind: &BrokerKind, wanted: &Wanted) -> Result<Found
         if !is_executable(&path) {
             continue;
         }
-        match other_version(kind, &path, version) {
+        let other = (kind.check)(&path).err().or_else(|| other_version(kind, &path, version));
+        match other {
             None => return Ok(Found { path, origin: Origin::Path }),
             Some(other) => looked_at.push(format!("PATH: `{}` {other}", path.display())),
         }
@@ -115,6 +116,14 @@ pub fn find(places: &Places, kind: &BrokerKind, wanted: &Wanted) -> Result<Found
         looked_at.push(format!("PATH: no `{}` on it", name.display()));
     }
 
+    if let Install::Manual { how } = kind.install {
+        let what =
+            version.map_or(kind.name.to_owned(), |version| format!("{} {version}", kind.name));
+        return Err(BrokerError::environment(format!(
+            "no {what} broker was found; looked at\n  - {}\n{how}",
+            looked_at.join("\n  - ")
+        )));
+    }
     let in_cache = match version {
         Some(version) => vec![version.to_owned()],
         None => {
@@ -172,20 +181,24 @@ pub fn installed(places: &Places, kind: &BrokerKind) -> Vec<String> {
     versions
 }
 
-/// The version that an executable says it is.
+/// The version that an executable is of.
 ///
 /// # Errors
 /// Environment: it cannot be run, does not end within 20 s, or names no version.
 pub fn version_of(kind: &BrokerKind, path: &Path) -> Result<String, BrokerError> {
-    let output =
-        process::output(Command::new(path).args(kind.version_args), Duration::from_secs(20))?;
+    (kind.version)(path)
+}
+
+/// The first version among the words that an executable prints.
+pub(super) fn printed_version(path: &Path, args: &[&str]) -> Result<String, BrokerError> {
+    let output = process::output(Command::new(path).args(args), Duration::from_secs(20))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let mut words = text.split_whitespace().map(|word| word.trim_start_matches('v'));
     words.find(|word| check_version(word).is_ok()).map(str::to_owned).ok_or_else(|| {
         BrokerError::environment(format!(
             "`{} {}` names no version",
             path.display(),
-            kind.version_args.join(" ")
+            args.join(" ")
         ))
     })
 }
@@ -236,11 +249,15 @@ fn other_version(kind: &BrokerKind, path: &Path, wanted: Option<&str>) -> Option
 }
 
 /// A file that somebody named on purpose must be there.
-fn named(path: &Path, by: &str) -> Result<(), BrokerError> {
-    if is_executable(path) {
-        return Ok(());
-    }
-    let what = if path.exists() { "is not an executable file" } else { "does not exist" };
+fn named(kind: &BrokerKind, path: &Path, by: &str) -> Result<(), BrokerError> {
+    let what = match (is_executable(path), path.exists()) {
+        (true, _) => match (kind.check)(path) {
+            Ok(()) => return Ok(()),
+            Err(what) => what,
+        },
+        (false, true) => "is not an executable file".into(),
+        (false, false) => "does not exist".into(),
+    };
     Err(BrokerError::usage(format!("{by} names `{}`, which {what}", path.display())))
 }
 
@@ -338,6 +355,36 @@ mod tests {
         }
         assert_eq!(list(&places).unwrap()[0].used, Err(error));
         assert!(kind("natz").unwrap_err().message.contains("nats"));
+    }
+
+    #[test]
+    fn what_queueproof_cannot_install_is_not_said_to_be_installable() {
+        let dir = TempDir::new().unwrap();
+        let wanted = Wanted { binary: None, version: Some("1.3.0".into()) };
+        let error = find(&places(dir.path()), kind("nsq").unwrap(), &wanted).unwrap_err();
+        for part in ["no nsq 1.3.0 broker", "PATH: no `nsqd`", "QUEUEPROOF_NSQD", "https://nsq.io"]
+        {
+            assert!(error.message.contains(part), "{error}");
+        }
+        assert!(!error.message.contains("brokers install"), "{error}");
+    }
+
+    #[test]
+    fn a_stranger_of_the_same_name_is_passed_over_on_path_and_refused_when_named() {
+        let dir = TempDir::new().unwrap();
+        let mut places = places(dir.path());
+        let pulsar = kind("pulsar").unwrap();
+        let editor = dir.path().join("usr/bin/pulsar");
+        fake_server(&editor, "1.117.0");
+        places.search_path = dir.path().join("usr/bin").into();
+        let error = find(&places, pulsar, &Wanted::default()).unwrap_err();
+        for part in ["is not in a distribution of Apache Pulsar", "brokers install pulsar"] {
+            assert!(error.message.contains(part), "{error}");
+        }
+        let named = Wanted { binary: Some(editor), version: None };
+        let error = find(&places, pulsar, &named).unwrap_err();
+        assert_eq!(error.class, ErrorClass::Usage);
+        assert!(error.message.contains("not in a distribution of Apache Pulsar"), "{error}");
     }
 
     #[test]

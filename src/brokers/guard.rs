@@ -23,7 +23,7 @@ use std::{
         mpsc,
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
@@ -86,13 +86,13 @@ impl Guard {
         program: &Path,
         kind: &'static BrokerKind,
         settings: StartSettings,
+        interrupted: &AtomicBool,
     ) -> Result<(Self, Report), BrokerError> {
         let doing = format!("starting the broker's guard `{}`", program.display());
         let failed = |error| BrokerError::io(&doing)(error);
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
-        // A start may be a restart: an end, then a start. Beyond that the guard has no excuse.
-        let patience = kind.start_timeout + 2 * kind.stop_timeout + Duration::from_secs(10);
-        ours.set_read_timeout(Some(patience)).map_err(failed)?;
+        // How often an interrupt is looked for.
+        ours.set_read_timeout(Some(Duration::from_millis(50))).map_err(failed)?;
         let child = Command::new(program)
             .arg(GUARD_ARGUMENT)
             .stdin(OwnedFd::from(theirs))
@@ -104,18 +104,22 @@ impl Guard {
             .map_err(failed)?;
         let stream = BufReader::new(ours);
         let mut guard = Guard { kind, child, stream, broker: None, dir: None };
-        let report = guard.tell(&Start { kind: kind.name.to_owned(), settings })?;
+        let report = guard.tell(&Start { kind: kind.name.to_owned(), settings }, interrupted)?;
         Ok((guard, report))
     }
 
     pub fn ask(&mut self, request: Request) -> Answer {
-        self.tell(&request)
+        self.tell(&request, &AtomicBool::new(false))
     }
 
-    fn tell(&mut self, line: &impl Serialize) -> Answer {
-        let answer = self.exchange(line).map_err(|error| {
-            // Whatever comes now would be the answer to an earlier question.
+    fn tell(&mut self, line: &impl Serialize, interrupted: &AtomicBool) -> Answer {
+        let answer = self.exchange(line, interrupted).map_err(|error| {
+            // Whatever comes now would be the answer to an earlier question; and to the guard this
+            // is the end.
             let _ = self.stream.get_ref().shutdown(Shutdown::Both);
+            if interrupted.load(Ordering::Relaxed) {
+                return BrokerError::interrupted();
+            }
             BrokerError::environment(format!("the broker's guard does not answer: {error}"))
         })?;
         if let Ok(report) = &answer {
@@ -125,13 +129,29 @@ impl Guard {
         answer
     }
 
-    fn exchange(&mut self, line: &impl Serialize) -> io::Result<Answer> {
+    fn exchange(&mut self, line: &impl Serialize, interrupted: &AtomicBool) -> io::Result<Answer> {
         send(self.stream.get_ref(), line)?;
-        let mut answer = String::new();
-        if self.stream.read_line(&mut answer)? == 0 {
-            return Err(io::Error::other("it has ended"));
+        // A start may be a restart: an end, then a start. Beyond that the guard has no excuse.
+        let patience =
+            self.kind.start_timeout + 2 * self.kind.stop_timeout + Duration::from_secs(10);
+        let deadline = Instant::now() + patience;
+        let mut answer = Vec::new();
+        loop {
+            // What came before an error stays in `answer`.
+            match self.stream.read_until(b'\n', &mut answer) {
+                Ok(_) if answer.ends_with(b"\n") => return Ok(serde_json::from_slice(&answer)?),
+                Ok(_) => return Err(io::Error::other("it has ended")),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                Err(_) if interrupted.load(Ordering::Relaxed) => {
+                    return Err(io::Error::other("interrupted"));
+                }
+                Err(_) if Instant::now() >= deadline => {
+                    return Err(io::Error::other(format!("nothing came in {patience:?}")));
+                }
+                Err(_) => {}
+            }
         }
-        Ok(serde_json::from_str(&answer)?)
     }
 }
 

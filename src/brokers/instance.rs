@@ -39,6 +39,7 @@ pub(super) struct Report {
     pub process: Option<ProcessId>,
     pub alive: bool,
     pub url: String,
+    pub admin_url: Option<String>,
     pub port: u16,
     /// In the broker's own words; empty until it was ready.
     pub version: String,
@@ -89,6 +90,8 @@ impl Instance {
     ) -> Result<Self, BrokerError> {
         const ATTEMPTS: usize = 5;
         let name = format!("queueproof-{:016x}", rand::random::<u64>());
+        let store = dir.join("store");
+        let had_store = store.exists();
         let launch = Launch { settings, dir, ports: Vec::new(), name };
         let mut instance = Instance { kind, launch, child: None, version: String::new() };
         let mut attempt = 1;
@@ -97,7 +100,13 @@ impl Instance {
             match instance.run(cancelled, spawned) {
                 Ok(()) => return Ok(instance),
                 // Between our look and the broker's bind somebody else took the port.
-                Err(StartFailure::PortTaken(_)) if attempt < ATTEMPTS => attempt += 1,
+                Err(StartFailure::PortTaken(_)) if attempt < ATTEMPTS => {
+                    attempt += 1;
+                    if !had_store {
+                        // A new store may remember the port (Pulsar's bookie does).
+                        let _ = fs::remove_dir_all(&store);
+                    }
+                }
                 Err(StartFailure::PortTaken(error) | StartFailure::Other(error)) => {
                     return Err(error);
                 }
@@ -130,6 +139,7 @@ impl Instance {
             process: ProcessId::of(pid).filter(|_| alive),
             alive,
             url: (self.kind.url)(&self.launch.ports),
+            admin_url: self.kind.admin_url.map(|url| url(&self.launch.ports)),
             port: self.launch.ports[0],
             version: self.version.clone(),
             dir: self.launch.dir.clone(),
@@ -221,11 +231,15 @@ impl Instance {
         let Launch { settings, dir, .. } = &self.launch;
         let doing = format!("starting `{}` in `{}`", settings.binary.display(), dir.display());
         let failed = |error| BrokerError::io(&doing)(error);
-        let invocation = (self.kind.invocation)(&self.launch).map_err(failed)?;
+        let invocation = (self.kind.invocation)(&self.launch)?;
         let log = OpenOptions::new().create(true).append(true).open(dir.join(LOG));
         let log = log.map_err(failed)?;
         let log_begins = log.metadata().map_err(failed)?.len();
-        let child = Command::new(&settings.binary)
+        let mut command = Command::new(invocation.program);
+        for name in invocation.without_env {
+            command.env_remove(name);
+        }
+        let child = command
             .args(invocation.args)
             .envs(invocation.env)
             .current_dir(dir)
@@ -242,6 +256,8 @@ impl Instance {
 
     fn wait_ready(&mut self, cancelled: &AtomicBool, log_begins: u64) -> Result<(), StartFailure> {
         let deadline = Instant::now() + self.kind.start_timeout;
+        let pause = (self.kind.usual_start / 100)
+            .clamp(Duration::from_millis(5), Duration::from_millis(50));
         loop {
             if cancelled.load(Ordering::Relaxed) {
                 return Err(BrokerError::interrupted().into());
@@ -251,7 +267,8 @@ impl Instance {
             {
                 let how = format!("ended with {status} before it was ready");
                 let error = self.failure(&how, log_begins);
-                let taken = error.message.to_lowercase().contains("address already in use");
+                let log = log_end(&self.launch.dir, log_begins).unwrap_or_default();
+                let taken = log.to_lowercase().contains("address already in use");
                 return Err(if taken { StartFailure::PortTaken(error) } else { error.into() });
             }
             let why = match (self.kind.probe)(&self.launch) {
@@ -268,16 +285,24 @@ impl Instance {
                 let how = format!("was not ready after {:?} ({why})", self.kind.start_timeout);
                 return Err(self.failure(&how, log_begins).into());
             }
-            thread::sleep(Duration::from_millis(5));
+            thread::sleep(pause);
         }
     }
 
     /// An error that ends with the end of the log, from this place in it.
     fn failure(&self, how: &str, log_begins: u64) -> BrokerError {
         let binary = self.launch.settings.binary.display();
-        let tail = match log_tail(&self.launch.dir, log_begins) {
-            Ok(tail) if tail.is_empty() => "it logged nothing".into(),
-            Ok(tail) => format!("its log ends with:\n{tail}"),
+        let tail = match log_end(&self.launch.dir, log_begins) {
+            Ok(log) if log.is_empty() => "it logged nothing".into(),
+            Ok(log) => {
+                let telling = log.lines().filter(|line| !(self.kind.noise)(line));
+                match last_lines(telling) {
+                    telling if telling.is_empty() => {
+                        format!("its log ends with:\n{}", last_lines(log.lines()))
+                    }
+                    telling => format!("its log ends with:\n{telling}"),
+                }
+            }
             Err(error) => format!("its log cannot be read: {error}"),
         };
         BrokerError::environment(format!("`{binary}` {how}; {tail}"))
@@ -290,19 +315,26 @@ impl Drop for Instance {
     }
 }
 
-/// The last lines of the log in a broker's directory, from this place in it: 20 lines and 8 KiB
-/// at most.
-pub(super) fn log_tail(dir: &Path, begins: u64) -> io::Result<String> {
-    const LINES: usize = 20;
-    const BYTES: u64 = 8 * 1024;
+/// The last lines of the log in a broker's directory: 20 lines and 64 KiB at most.
+pub(super) fn log_tail(dir: &Path) -> io::Result<String> {
+    log_end(dir, 0).map(|log| last_lines(log.lines()))
+}
+
+/// The end of the log, from this place in it: 64 KiB at most.
+fn log_end(dir: &Path, begins: u64) -> io::Result<String> {
+    const BYTES: u64 = 64 * 1024;
     let mut log = File::open(dir.join(LOG))?;
     let length = log.metadata()?.len();
     log.seek(SeekFrom::Start(begins.max(length.saturating_sub(BYTES))))?;
     let mut text = Vec::new();
     log.take(BYTES).read_to_end(&mut text)?;
-    let text = String::from_utf8_lossy(&text);
-    let lines: Vec<_> = text.lines().collect();
-    Ok(lines[lines.len().saturating_sub(LINES)..].join("\n"))
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+fn last_lines<'a>(lines: impl Iterator<Item = &'a str>) -> String {
+    const LINES: usize = 20;
+    let lines: Vec<_> = lines.collect();
+    lines[lines.len().saturating_sub(LINES)..].join("\n")
 }
 
 /// Makes a directory that only its owner can enter, with those above it.

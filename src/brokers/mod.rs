@@ -5,7 +5,8 @@
 //! stopped by name. What is special about one broker is a row of [`BROKERS`].
 //!
 //! Nothing here prints, and every call blocks: from async code call it through `spawn_blocking`
-//! (`pause`, `resume`, `kill9` and `is_alive` take some 2 ms at most, measured).
+//! (`pause`, `resume` and `is_alive` take some 3 ms at most, measured, and so does `kill9`, but for
+//! Pulsar's, whose memory takes 30 ms and more to be given back).
 
 use std::{
     collections::BTreeMap,
@@ -21,11 +22,15 @@ use serde::{Deserialize, Serialize};
 pub mod background;
 mod find;
 mod guard;
+mod http;
 mod install;
 mod instance;
+mod java;
 mod nats;
+mod nsq;
 mod private;
 mod process;
+mod pulsar;
 
 pub use find::{Found, Listing, Origin, Wanted, find, installed, list, version_of};
 pub use guard::{GUARD_ARGUMENT, guard_main, own_guard};
@@ -33,7 +38,7 @@ pub use install::{Installed, install};
 pub use private::PrivateBroker;
 
 /// Every broker that queueproof can run, in the order of the tables.
-pub static BROKERS: &[BrokerKind] = &[nats::NATS];
+pub static BROKERS: &[BrokerKind] = &[nats::NATS, pulsar::PULSAR, nsq::NSQ];
 
 /// One broker that queueproof can find, install and run.
 #[derive(Debug)]
@@ -51,20 +56,32 @@ pub struct BrokerKind {
     pub override_env: &'static str,
     /// Where `install` gets it.
     pub install: Install,
-    /// The arguments with which the executable prints its version and ends.
-    pub version_args: &'static [&'static str],
+    /// The version that an executable is of.
+    version: fn(&Path) -> Result<String, BrokerError>,
+    /// Whether a file of its name is this broker at all, as far as its surroundings tell; if not,
+    /// what it is instead.
+    check: fn(&Path) -> Result<(), String>,
+    /// Whether this machine has what it needs to run.
+    needs: fn(&Places) -> Result<(), BrokerError>,
     /// How many ports it listens on; clients connect to the first.
     pub ports: usize,
     /// How long it may take from its start until it is ready, on a slow machine.
     pub start_timeout: Duration,
     /// How long it may take to end when asked to, before it is killed.
     pub stop_timeout: Duration,
+    /// How long it usually takes to start, measured on 2 processors; from a second on a user is
+    /// told that it is being waited for.
+    pub usual_start: Duration,
     /// The URL for clients, given its ports.
     url: fn(&[u16]) -> String,
+    /// The URL of its administrative interface, if it has one.
+    admin_url: Option<fn(&[u16]) -> String>,
     /// Writes its configuration files and says how to start it.
-    invocation: fn(&Launch) -> io::Result<Invocation>,
+    invocation: fn(&Launch) -> Result<Invocation, BrokerError>,
     /// Asks it once, without waiting long, whether it is ready.
     probe: fn(&Launch) -> Readiness,
+    /// Whether a line of its log tells nothing of why it failed.
+    noise: fn(&str) -> bool,
 }
 
 /// Where a broker is installed from: the ordinary package client of its ecosystem.
@@ -74,6 +91,18 @@ pub enum Install {
     GoModule {
         /// The module's path, which is also that of its main package.
         module: &'static str,
+    },
+    /// An archive in a Maven repository that holds a single directory.
+    Maven {
+        /// Its group and its name: `GROUP:ARTIFACT`.
+        artifact: &'static str,
+        /// Its type and its classifier: `TYPE:CLASSIFIER`.
+        form: &'static str,
+    },
+    /// No package client has it for every machine.
+    Manual {
+        /// How a user gets it, as the end of a sentence.
+        how: &'static str,
     },
 }
 
@@ -86,13 +115,20 @@ pub struct StartSettings {
     /// background broker has its own place.
     pub parent: Option<PathBuf>,
     /// Whether it keeps messages at all (NATS: whether JetStream is on). Without, it is the server
-    /// that lacks what the backend needs.
+    /// that lacks what the backend needs. The others always do.
     pub storage: bool,
-    /// When stored messages are synced to the disk; `None` for the broker's default.
+    /// When stored messages are synced to the disk; `None` for the broker's default. For nsqd that
+    /// concerns what exceeds its memory queue, which alone reaches the disk, and
+    /// [`SyncInterval::Always`] is an error, since it syncs after it has confirmed.
     pub sync: Option<SyncInterval>,
-    /// Lines for the broker's configuration file, in its own language. Address, port, name and
-    /// store directory are queueproof's, whatever these lines say.
+    /// Lines for the broker's configuration file, in its own language. Addresses, name and store
+    /// directory are queueproof's, whatever these lines say. nsqd is started without such a file:
+    /// for it they are an error.
     pub extra: String,
+    /// Further options of the process: nsqd's flags, each as `-name=value`, or those of Pulsar's
+    /// Java machine, as `-Xmx1g`, which win over queueproof's own. NATS has none: for it they are
+    /// an error. Addresses and store directory are queueproof's, whatever these say.
+    pub flags: Vec<String>,
     /// The queueproof executable that guards a private broker (see [`PrivateBroker`]); `None` for
     /// no guard. A background broker has none.
     pub guard: Option<PathBuf>,
@@ -117,6 +153,8 @@ pub struct Places {
     pub state: PathBuf,
     /// The directories searched for brokers and package clients, as in PATH.
     pub search_path: OsString,
+    /// Where Java is, as in JAVA_HOME; `None` for the one of the search path.
+    pub java_home: Option<PathBuf>,
     /// Executables named by the environment, by the kind's name.
     pub overrides: BTreeMap<String, PathBuf>,
 }
@@ -158,8 +196,11 @@ struct Launch {
 
 /// How to start a broker.
 struct Invocation {
+    program: PathBuf,
     args: Vec<OsString>,
     env: Vec<(&'static str, OsString)>,
+    /// What it must not inherit of the environment.
+    without_env: Vec<OsString>,
 }
 
 /// What a broker answered when asked whether it is ready.
@@ -186,6 +227,22 @@ pub fn kind(name: &str) -> Result<&'static BrokerKind, BrokerError> {
     })
 }
 
+impl BrokerKind {
+    /// Says that this broker is being started, if that takes long.
+    fn tell_start(&self, binary: &Path, tell: &dyn Fn(&str)) {
+        if self.usual_start < Duration::from_secs(1) {
+            return;
+        }
+        let version = (self.version)(binary).map(|version| format!(" {version}"));
+        tell(&format!(
+            "{}{}: starting (some {} s)",
+            self.name,
+            version.unwrap_or_default(),
+            self.usual_start.as_secs()
+        ));
+    }
+}
+
 impl StartSettings {
     /// Runs this executable with the broker's defaults, guarded if this program can guard.
     pub fn new(binary: impl Into<PathBuf>) -> Self {
@@ -195,6 +252,7 @@ impl StartSettings {
             storage: true,
             sync: None,
             extra: String::new(),
+            flags: Vec::new(),
             guard: own_guard(),
         }
     }
@@ -229,6 +287,7 @@ impl Places {
                 dirs.state_dir().unwrap_or_else(|| dirs.data_local_dir())
             })?,
             search_path: var("PATH").unwrap_or_default(),
+            java_home: java::home(),
             overrides,
         })
     }
@@ -279,6 +338,7 @@ mod testing {
             cache: dir.join("cache"),
             state: dir.join("state"),
             search_path: OsString::new(),
+            java_home: None,
             overrides: BTreeMap::new(),
         }
     }
@@ -295,5 +355,10 @@ mod testing {
     /// An executable that says it is this version.
     pub fn fake_server(path: &Path, version: &str) {
         script(path, &format!("echo 'nats-server: v{version}'"));
+    }
+
+    /// A `java` that says this about its version.
+    pub fn fake_java(path: &Path, told: &str) {
+        script(path, &format!("echo '{told}' >&2"));
     }
 }

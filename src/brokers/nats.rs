@@ -9,7 +9,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{BrokerKind, Install, Invocation, Launch, Readiness, SyncInterval};
+use super::{BrokerError, BrokerKind, Install, Invocation, Launch, Readiness, SyncInterval, find};
 
 pub(super) const NATS: BrokerKind = BrokerKind {
     name: "nats",
@@ -18,14 +18,19 @@ pub(super) const NATS: BrokerKind = BrokerKind {
     binary: "nats-server",
     override_env: "QUEUEPROOF_NATS_SERVER",
     install: Install::GoModule { module: "github.com/nats-io/nats-server/v2" },
-    version_args: &["--version"],
+    version: |path| find::printed_version(path, &["--version"]),
+    check: |_| Ok(()),
+    needs: |_| Ok(()),
     ports: 1,
     // Measured: ready after 12 ms, ended after 2 ms, both with an empty store.
     start_timeout: Duration::from_secs(30),
     stop_timeout: Duration::from_secs(5),
+    usual_start: Duration::from_millis(12),
     url: |ports| format!("nats://127.0.0.1:{}", ports[0]),
+    admin_url: None,
     invocation,
     probe,
+    noise: |_| false,
 };
 
 /// The first line that a server sends to whoever connects: `INFO {…}`.
@@ -39,8 +44,11 @@ struct Info {
 
 /// Flags win over the file (measured), so that nothing in `extra` moves the server off loopback,
 /// and a path needs no quoting.
-fn invocation(launch: &Launch) -> io::Result<Invocation> {
+fn invocation(launch: &Launch) -> Result<Invocation, BrokerError> {
     let settings = &launch.settings;
+    if !settings.flags.is_empty() {
+        return Err(BrokerError::usage("nats-server is given no flags; use its configuration"));
+    }
     let mut config = settings.extra.clone();
     if let (true, Some(sync)) = (settings.storage, settings.sync) {
         let interval = match sync {
@@ -50,7 +58,8 @@ fn invocation(launch: &Launch) -> io::Result<Invocation> {
         config.push_str(&format!("\njetstream {{ sync_interval: {interval} }}\n"));
     }
     let file = launch.dir.join("nats.conf");
-    fs::write(&file, config)?;
+    fs::write(&file, config)
+        .map_err(BrokerError::io(format_args!("writing `{}`", file.display())))?;
 
     let mut args = vec!["-c".into(), file.into()];
     args.extend(["-a", "127.0.0.1", "-p"].map(Into::into));
@@ -59,7 +68,12 @@ fn invocation(launch: &Launch) -> io::Result<Invocation> {
     if settings.storage {
         args.extend(["-js".into(), "-sd".into(), launch.dir.join("store").into()]);
     }
-    Ok(Invocation { args, env: Vec::new() })
+    Ok(Invocation {
+        program: launch.settings.binary.clone(),
+        args,
+        env: Vec::new(),
+        without_env: Vec::new(),
+    })
 }
 
 /// JetStream is up before the server listens (its own log says so), so that `INFO` is enough.

@@ -33,6 +33,7 @@ pub struct PrivateBroker {
     kind: &'static BrokerKind,
     state: Mutex<State>,
     url: String,
+    admin_url: Option<String>,
     port: u16,
     version: String,
     dir: PathBuf,
@@ -59,24 +60,32 @@ pub(super) struct Kept {
 }
 
 impl PrivateBroker {
-    /// Starts a broker, and waits until it takes clients (NATS: some 10 ms, measured).
+    /// Starts a broker, and waits until it takes clients (NATS and nsqd: some 10 ms, Pulsar: some
+    /// 6 s, measured). If that usually takes a second or more, `tell` is given a line that says so.
     ///
     /// # Errors
-    /// Environment: it cannot be started, or is not ready within the kind's `start_timeout`; the
-    /// message ends with the end of its log. Nothing is left of it then.
+    /// - Usage: the settings have what this kind does not take.
+    /// - Environment: it cannot be started, or is not ready within the kind's `start_timeout`; the
+    ///   message ends with the end of its log.
+    /// - Interrupted: `interrupted` became true meanwhile.
+    ///
+    /// Nothing is left of it then.
     pub fn start(
         kind: &'static BrokerKind,
         mut settings: StartSettings,
+        interrupted: &AtomicBool,
+        tell: &dyn Fn(&str),
     ) -> Result<Self, BrokerError> {
         settings.binary = absolute(&settings.binary)?;
         settings.parent = Some(absolute(&settings.parent.unwrap_or_else(env::temp_dir))?);
+        kind.tell_start(&settings.binary, tell);
         let (keeper, report) = match settings.guard.take() {
             Some(program) => {
-                let (guard, report) = Guard::start(&program, kind, settings)?;
+                let (guard, report) = Guard::start(&program, kind, settings, interrupted)?;
                 (Keeper::Guard(guard), report)
             }
             None => {
-                let mut kept = Kept::start(kind, settings, &AtomicBool::new(false))?;
+                let mut kept = Kept::start(kind, settings, interrupted)?;
                 let report = kept.instance.report();
                 (Keeper::Here(kept), report)
             }
@@ -85,6 +94,7 @@ impl PrivateBroker {
             kind,
             state: Mutex::new(State { keeper, pid: report.pid }),
             url: report.url,
+            admin_url: report.admin_url,
             port: report.port,
             version: report.version,
             dir: report.dir,
@@ -94,6 +104,12 @@ impl PrivateBroker {
     /// Where clients connect, now and after a restart.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Where its administrative interface is, now and after a restart; `None` for a broker that
+    /// has none (NATS).
+    pub fn admin_url(&self) -> Option<&str> {
+        self.admin_url.as_deref()
     }
 
     /// The port of [`url`](Self::url).
@@ -126,12 +142,12 @@ impl PrivateBroker {
         self.state().pid
     }
 
-    /// The end of what it logged: 20 lines, 8 KiB at most.
+    /// The end of what it logged: 20 lines, 64 KiB at most.
     ///
     /// # Errors
     /// The log cannot be read.
     pub fn log_tail(&self) -> io::Result<String> {
-        log_tail(&self.dir, 0)
+        log_tail(&self.dir)
     }
 
     /// Whether the process runs, paused or not.

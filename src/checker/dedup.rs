@@ -17,6 +17,7 @@ use crate::history::nanos;
 /// Judges what was stored.
 pub fn judge(evidence: &Evidence<'_>, findings: &mut Findings) {
     positions(evidence, findings);
+    regressions(evidence, findings);
     for copies in groups(evidence) {
         stored_twice(evidence, &copies, findings);
         dropped_for_nothing(evidence, &copies, findings);
@@ -26,14 +27,15 @@ pub fn judge(evidence: &Evidence<'_>, findings: &mut Findings) {
     }
 }
 
-/// The publishes of each topic and key, in the order of their invocation; one without a key is
-/// alone.
+/// The publishes of each topic and key (or name and number), in the order of their invocation; one
+/// without a key is alone.
 fn groups(evidence: &Evidence<'_>) -> Vec<Vec<PublishIndex>> {
-    let mut keyed: BTreeMap<(u16, u32), Vec<PublishIndex>> = BTreeMap::new();
+    let mut keyed: BTreeMap<(u16, &str, u64), Vec<PublishIndex>> = BTreeMap::new();
     let mut groups = Vec::new();
     for (index, sent) in evidence.publishes.iter().enumerate() {
-        match sent.op.key {
-            Some(key) => keyed.entry((sent.op.topic, key)).or_default().push(index),
+        let id = sent.op.key.map(|key| ("", u64::from(key)));
+        match id.or(evidence.numbered(index)) {
+            Some((name, key)) => keyed.entry((sent.op.topic, name, key)).or_default().push(index),
             None => groups.push(vec![index]),
         }
     }
@@ -44,9 +46,56 @@ fn groups(evidence: &Evidence<'_>) -> Vec<Vec<PublishIndex>> {
     groups
 }
 
-/// How long a key is remembered on a topic.
-fn window(evidence: &Evidence<'_>, topic: u16) -> Time {
-    evidence.topics[usize::from(topic)].dedup_window.unwrap_or(Time::MAX)
+/// How long the key of a publish is remembered: a number under a name has no window.
+fn window(evidence: &Evidence<'_>, publish: PublishIndex) -> Time {
+    let op = evidence.publishes[publish].op;
+    let topic = &evidence.topics[usize::from(op.topic)];
+    topic.dedup_window.filter(|_| op.sequence.is_none()).unwrap_or(Time::MAX)
+}
+
+/// The other publishes under the name of this one whose numbers are not below its own: that one of
+/// them was stored before is what makes a number a duplicate.
+fn not_below<'e>(
+    evidence: &'e Evidence<'_>,
+    publish: PublishIndex,
+) -> impl Iterator<Item = PublishIndex> + 'e {
+    let series = evidence.numbered(publish);
+    let topic = evidence.publishes[publish].op.topic;
+    let all = series.map_or(0, |_| evidence.publishes.len());
+    (0..all).filter(move |&other| {
+        let Some((name, number)) = series.filter(|_| other != publish) else { return false };
+        evidence.publishes[other].op.topic == topic
+            && evidence.numbered(other).is_some_and(|(n, higher)| n == name && higher >= number)
+    })
+}
+
+/// A number that came to be stored though a higher one of its name was stored for certain before
+/// it was published. (Equal ones are copies, and judged as such.)
+fn regressions(evidence: &Evidence<'_>, findings: &mut Findings) {
+    for (index, late) in evidence.publishes.iter().enumerate() {
+        if late.op.sequence.is_none() || late.delivered.is_none() {
+            continue;
+        }
+        let before = not_below(evidence, index).find(|&other| {
+            let higher = &evidence.publishes[other];
+            other < index
+                && higher.op.sequence > late.op.sequence
+                && higher.stored()
+                && higher.at.1 <= late.at.0
+        });
+        if let Some(higher) = before {
+            findings.anomaly(AnomalyKind::SequenceRegressed, || {
+                let number = |i: PublishIndex| evidence.publishes[i].op.sequence.unwrap_or(0);
+                format!(
+                    "{}, number {}, was stored after {}, number {}, of the same name",
+                    evidence.name(index),
+                    number(index),
+                    evidence.name(higher),
+                    number(higher)
+                )
+            });
+        }
+    }
 }
 
 /// How late a key may be forgotten.
@@ -63,7 +112,7 @@ fn stored_twice(evidence: &Evidence<'_>, copies: &[PublishIndex], findings: &mut
         let (first, second) = (sent(pair[0]), sent(pair[1]));
         let arrived = latest_arrival(evidence, second);
         let span = arrived.saturating_sub(first.at.0);
-        if span.saturating_add(evidence.slack()) < window(evidence, first.op.topic) {
+        if span.saturating_add(evidence.slack()) < window(evidence, pair[0]) {
             findings.anomaly(AnomalyKind::DuplicateStored, || {
                 format!(
                     "{} and {} have one key, were published within {}, and both were delivered",
@@ -89,7 +138,12 @@ fn dropped_for_nothing(evidence: &Evidence<'_>, copies: &[PublishIndex], finding
         if !dropped.dropped() {
             continue;
         }
-        let window = window(evidence, dropped.op.topic);
+        let window = window(evidence, index);
+        let higher = |&other: &PublishIndex| {
+            let other = &evidence.publishes[other];
+            other.possible() && !other.dropped() && other.at.0 <= dropped.at.1
+        };
+        let below_another = not_below(evidence, index).any(|other| higher(&other));
         // Some copy must have come first and not have been dropped itself …
         let original = |&&i: &&PublishIndex| {
             let other = &evidence.publishes[i];
@@ -103,7 +157,7 @@ fn dropped_for_nothing(evidence: &Evidence<'_>, copies: &[PublishIndex], finding
             i != index && other.possible() && other.at.0 <= dropped.at.1 && dropped.at.0 <= until
         };
         let originals: Vec<_> = copies.iter().filter(original).collect();
-        if originals.is_empty() || !copies.iter().any(remembered) {
+        if !below_another && (originals.is_empty() || !copies.iter().any(remembered)) {
             findings.anomaly(AnomalyKind::FalseDuplicate, || {
                 let name = evidence.name(index);
                 match copies.len() {
@@ -185,15 +239,18 @@ fn missing(
                 duplicate: Some(false),
                 position: sent.position(),
             };
+        let repeats =
+            not_below(evidence, i).any(|j| came(j) && evidence.publishes[j].at.0 < sent.at.1);
         // Where receipts do not tell, only one copy of a key need come.
-        if any_came && !told {
+        if (any_came || repeats) && !told {
             continue;
         }
-        let beside = copies.iter().any(|&j| {
-            j != i
-                && came(j)
-                && evidence.publishes[j].at.0.abs_diff(sent.at.0) < window(evidence, topic)
-        });
+        let beside = repeats
+            || copies.iter().any(|&j| {
+                j != i
+                    && came(j)
+                    && evidence.publishes[j].at.0.abs_diff(sent.at.0) < window(evidence, i)
+            });
         let kind = if beside { AnomalyKind::UnreportedDuplicate } else { AnomalyKind::Lost };
         findings.anomaly(kind, || {
             let name = evidence.name(i);

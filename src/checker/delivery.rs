@@ -11,7 +11,7 @@ use super::{
     words,
 };
 use crate::{
-    history::{How, SettleOutcome},
+    history::{How, SettleOutcome, nanos},
     message::Seen,
 };
 
@@ -99,6 +99,20 @@ fn identity(evidence: &Evidence<'_>, delivery: &Delivered<'_>, findings: &mut Fi
                 here(),
                 name(),
                 words(sent.at.0)
+            )
+        });
+    }
+    // The broker can have begun to wait when the publish was invoked, and not before.
+    let early = nanos(evidence.header.capabilities.limits.publish_delay_early);
+    let due = sent.at.0.saturating_add(sent.op.delay.unwrap_or(0)).saturating_sub(early);
+    if delivery.at.1.saturating_add(evidence.slack()) < due && sent.op.delay.is_some() {
+        findings.anomaly(AnomalyKind::EarlyDelivery, || {
+            format!(
+                "{} was given {}, published at {} to be delivered no earlier than {}",
+                here(),
+                name(),
+                words(sent.at.0),
+                words(due)
             )
         });
     }
@@ -228,10 +242,7 @@ fn release<'d, 'h: 'd>(
     let timeout = subscription.spec.ack_timeout;
     let mut expiry = locked_from.saturating_add(timeout);
     let mut earliest = Release { at: NEVER, why: Why::Acked };
-    let consumer = &evidence.consumers[usize::from(delivery.op.consumer)];
-    let connection = &evidence.connections[consumer.connection];
-    let gone = connection.ended.iter().copied().chain(consumer.left);
-    if let Some(at) = gone.filter(|&at| at >= locked_from).min() {
+    if let Some(at) = gone_since(evidence, delivery, locked_from) {
         earliest = Release { at, why: Why::Gone };
     }
     for settle in before.flat_map(|former| &former.settles) {
@@ -271,6 +282,18 @@ fn release<'d, 'h: 'd>(
     if expiry < earliest.at { Release { at: expiry, why: Why::TimedOut } } else { earliest }
 }
 
+/// When the consumer of a delivery was gone first, at or after this time.
+fn gone_since(evidence: &Evidence<'_>, delivery: &Delivered<'_>, from: Time) -> Option<Time> {
+    let consumer = &evidence.consumers[usize::from(delivery.op.consumer)];
+    let ended = &evidence.connections[consumer.connection].ended;
+    ended.iter().copied().chain(consumer.left).filter(|&at| at >= from).min()
+}
+
+/// When the consumer of a delivery was gone after it had received it.
+fn gone(evidence: &Evidence<'_>, delivery: &Delivered<'_>) -> Option<Time> {
+    gone_since(evidence, delivery, delivery.at.0)
+}
+
 /// Whether the broker's count of deliveries can be right.
 fn attempts(
     evidence: &Evidence<'_>,
@@ -278,12 +301,28 @@ fn attempts(
     deliveries: &[usize],
     findings: &mut Findings,
 ) {
-    let mut before = 0;
+    let forgets = evidence.header.capabilities.limits.attempts_forget_disconnects;
+    let (mut before, mut seen) = (0, 0);
     for (nth, &index) in deliveries.iter().enumerate() {
         let delivery = &evidence.deliveries[index];
         let Some(attempt) = delivery.op.attempt else { return };
+        // A message that was acknowledged, if only by a former holder, has no count any more.
+        let done = |&earlier: &usize| {
+            let mut settles = evidence.deliveries[earlier].settles.iter();
+            settles.any(|s| matches!(s.how, How::Ack | How::Reject) && s.place < delivery.place)
+        };
+        if deliveries[..nth].iter().any(done) {
+            return;
+        }
+        // Where the broker says so, those do not count whose consumer was gone.
+        let forgotten = forgets
+            && nth.checked_sub(1).is_some_and(|last| {
+                let last = &evidence.deliveries[deliveries[last]];
+                gone(evidence, last).is_some_and(|at| at <= delivery.at.1)
+            });
+        seen += usize::from(!forgotten);
         // Deliveries that nobody saw may have counted; those that were seen must have.
-        if (attempt as usize) < nth + 1 || attempt <= before {
+        if (attempt as usize) < seen || attempt < before || attempt == before && !forgotten {
             findings.anomaly(AnomalyKind::WrongAttempt, || {
                 format!(
                     "{}: delivery {} of it, at {}, says attempt {attempt}",

@@ -31,6 +31,8 @@ pub struct Evidence<'h> {
     pub consumers: Vec<Consumed>,
     /// The connections; the first is the director, which has none.
     pub connections: Vec<Connected>,
+    /// The names under which the publishers were opened.
+    pub publishers: Vec<Option<&'h str>>,
     /// The publishes.
     pub publishes: Vec<Sent<'h>>,
     /// The deliveries.
@@ -136,6 +138,7 @@ impl<'h> Evidence<'h> {
             subscriptions: Vec::new(),
             consumers: Vec::new(),
             connections: vec![Connected::default()],
+            publishers: Vec::new(),
             publishes: Vec::new(),
             deliveries: Vec::new(),
             stalls: Vec::new(),
@@ -239,7 +242,8 @@ impl<'h> Evidence<'h> {
                     Some(op.at.1);
             }
             What::Stall => self.stalls.push(op.at),
-            What::Publisher { .. } | What::Heal | What::Depth { .. } | What::Mark { .. } => {}
+            What::Publisher { name, .. } => self.publishers.push(name.as_deref()),
+            What::Heal | What::Depth { .. } | What::Mark { .. } => {}
         }
         Ok(())
     }
@@ -284,6 +288,13 @@ impl<'h> Evidence<'h> {
     /// The subscription of a delivery.
     pub fn subscription(&self, delivery: &Delivered<'_>) -> &Subscribed<'h> {
         &self.subscriptions[usize::from(delivery.op.subscription)]
+    }
+
+    /// The name and the number that deduplicate a publish, where it has them.
+    pub fn numbered(&self, publish: PublishIndex) -> Option<(&'h str, u64)> {
+        let op = self.publishes[publish].op;
+        let name = self.publishers.get(usize::from(op.publisher)).copied().flatten()?;
+        Some((name, op.sequence?))
     }
 
     /// The subscriptions on a topic, with their indices.

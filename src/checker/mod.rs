@@ -73,6 +73,11 @@ impl Findings {
         self.observed.insert(name.into(), value.into());
     }
 
+    /// Whether no breach was noted.
+    pub fn clean(&self) -> bool {
+        self.anomalies.is_empty()
+    }
+
     /// Whether a breach of this kind was noted.
     pub fn has(&self, kind: AnomalyKind) -> bool {
         self.anomalies.contains_key(&kind)

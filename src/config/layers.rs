@@ -14,7 +14,7 @@ use super::Config;
 /// The environment's variables, each with the key it sets.
 pub const VARIABLES: &[(&str, &str)] = &[
     ("QUEUEPROOF_BACKEND", "backend"),
-    ("QUEUEPROOF_URL", "nats.url"),
+    ("QUEUEPROOF_URL", URL),
     ("QUEUEPROOF_PROFILE", "profile"),
     ("QUEUEPROOF_SEED", "seed"),
     ("QUEUEPROOF_JOBS", "jobs"),
@@ -23,6 +23,19 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("QUEUEPROOF_OUT", "out"),
     ("QUEUEPROOF_COLOR", "color"),
     ("QUEUEPROOF_PREFIX", "prefix"),
+];
+
+/// What an address sets: its scheme tells which.
+const URL: &str = "nats.url, pulsar.url or nsq.url";
+
+/// The schemes of addresses, each with its backend.
+const SCHEMES: &[(&str, &str)] = &[
+    ("nats", "nats"),
+    ("tls", "nats"),
+    ("pulsar", "pulsar"),
+    ("pulsar+ssl", "pulsar"),
+    ("nsq", "nsq"),
+    ("nsqs", "nsq"),
 ];
 
 /// The variable that names the configuration file.
@@ -66,15 +79,39 @@ impl Layers {
     }
 
     /// What the environment sets.
-    pub fn environment(&mut self, get: impl Fn(&str) -> Option<String>) {
+    ///
+    /// # Errors
+    /// An address of no backend.
+    pub fn environment(&mut self, get: impl Fn(&str) -> Option<String>) -> Result<(), ConfigError> {
         if self.file.is_none() {
             self.file = get(FILE_VARIABLE).filter(|f| !f.is_empty()).map(PathBuf::from);
         }
         for (variable, key) in VARIABLES {
-            if let Some(value) = get(variable).filter(|v| !v.is_empty()) {
-                self.set(variable, key, &value);
+            match get(variable).filter(|v| !v.is_empty()) {
+                None => {}
+                Some(url) if *key == URL => drop(self.set_url(variable, &url)?),
+                Some(value) => self.set(variable, key, &value),
             }
         }
+        Ok(())
+    }
+
+    /// Sets the address of the backend that its scheme belongs to, and tells which that is.
+    ///
+    /// # Errors
+    /// For a scheme of no backend.
+    pub fn set_url(&mut self, origin: &str, url: &str) -> Result<&'static str, ConfigError> {
+        let scheme = url.split_once("://").map(|(scheme, _)| scheme);
+        let found = SCHEMES.iter().find(|(known, _)| Some(*known) == scheme);
+        let (_, backend) = found.ok_or_else(|| {
+            let known: Vec<_> = SCHEMES.iter().map(|(scheme, _)| format!("{scheme}://")).collect();
+            ConfigError::new(format!(
+                "{origin}: an address begins with {}, as nats://127.0.0.1:4222",
+                known.join(", ")
+            ))
+        })?;
+        self.set(origin, &format!("{backend}.url"), url);
+        Ok(backend)
     }
 
     /// Sets a key; later ones win.
@@ -123,7 +160,8 @@ impl Layers {
 impl Assignment {
     /// The layer of this one key.
     fn layer(&self) -> Result<Value, ConfigError> {
-        if self.key.ends_with("auth.password") || self.key.ends_with("auth.token") {
+        if ["password", "token", "secret"].iter().any(|s| self.key.ends_with(&format!("auth.{s}")))
+        {
             return Err(ConfigError::new(format!("{}: {SECRET}", self.origin)));
         }
         let nested = |value: Value| {
@@ -145,7 +183,7 @@ impl Assignment {
 }
 
 const SECRET: &str = "a secret must not be written here; name a file or a variable that holds it \
-                      (password_file, password_env, token_file, token_env)";
+                      (password_file, password_env, token_file, token_env, secret_file, secret_env)";
 
 /// Reads a file strictly.
 fn read(path: &Path) -> Result<Value, ConfigError> {
@@ -253,7 +291,7 @@ fn explain(path: &str, words: &str) -> String {
     };
     let (unknown, expected) = rest.split_once('`').unwrap_or((rest, ""));
     let known: Vec<_> = expected.split('`').skip(1).step_by(2).collect();
-    if matches!(unknown, "password" | "token") {
+    if matches!(unknown, "password" | "token" | "secret") {
         return format!("{path}: {SECRET}");
     }
     let path = if path == "." { unknown } else { path };

@@ -6,7 +6,7 @@ use globset::GlobBuilder;
 use queueproof_backends::flawed::Flaw;
 
 use super::{
-    Config, ConfigError, List, Nats,
+    Config, ConfigError, List, Tls,
     layers::{check, lay},
 };
 use crate::{
@@ -15,7 +15,18 @@ use crate::{
 };
 
 /// The backends of this build, in the order of the tables.
-pub const BACKENDS: &[&str] = &["memory", "nats"];
+pub const BACKENDS: &[&str] = &[
+    "memory",
+    #[cfg(feature = "nats")]
+    "nats",
+    #[cfg(feature = "pulsar")]
+    "pulsar",
+    #[cfg(feature = "nsq")]
+    "nsq",
+];
+
+/// The backends of any build.
+const KNOWN: [&str; 4] = ["memory", "nats", "pulsar", "nsq"];
 
 /// What the command line asks for beside the configuration.
 #[derive(Debug, Clone, Copy, Default)]
@@ -36,6 +47,8 @@ impl Config {
             let settings = match &backend {
                 BackendPlan::Memory(memory) => serde_json::to_value(memory),
                 BackendPlan::Nats(nats) => serde_json::to_value(nats),
+                BackendPlan::Pulsar(pulsar) => serde_json::to_value(pulsar),
+                BackendPlan::Nsq(nsq) => serde_json::to_value(nsq),
             };
             let mut settings = settings.map_err(|e| ConfigError::new(e.to_string()))?;
             settings["suite"] =
@@ -46,6 +59,7 @@ impl Config {
                 settings,
                 suite: suite.clone(),
                 flaw: selection.flaw,
+                optional: self.backend.0.iter().all(|wanted| wanted == "all" || wanted != name),
                 properties: properties.clone(),
             })
         };
@@ -57,20 +71,34 @@ impl Config {
         }
         for (name, settings) in &self.targets {
             let key = format!("targets.{name}");
-            let backend = match (&settings.memory, &settings.nats) {
-                (Some(changes), None) => BackendPlan::Memory(changed(&self.memory, changes, &key)?),
-                (None, Some(changes)) => {
+            let changes = [&settings.memory, &settings.nats, &settings.pulsar, &settings.nsq]
+                .map(Option::as_ref);
+            let backend = match changes {
+                [Some(changes), None, None, None] => {
+                    BackendPlan::Memory(changed(&self.memory, changes, &key)?)
+                }
+                [None, Some(changes), None, None] => {
                     BackendPlan::Nats(Box::new(changed(&self.nats, changes, &key)?))
                 }
+                [None, None, Some(changes), None] => {
+                    BackendPlan::Pulsar(Box::new(changed(&self.pulsar, changes, &key)?))
+                }
+                [None, None, None, Some(changes)] => {
+                    BackendPlan::Nsq(Box::new(changed(&self.nsq, changes, &key)?))
+                }
                 _ => {
-                    let expected = BACKENDS.join(" or ");
+                    let expected = KNOWN.join(" or ");
                     return Err(ConfigError::new(format!("{key}: expected one of {expected}")));
                 }
             };
-            if let BackendPlan::Nats(nats) = &backend {
-                nats.validate(&format!("{key}.nats"))?;
+            available(backend.name())?;
+            match &backend {
+                BackendPlan::Memory(_) => {}
+                BackendPlan::Nats(nats) => nats.validate(&format!("{key}.nats"))?,
+                BackendPlan::Pulsar(pulsar) => pulsar.validate(&format!("{key}.pulsar"))?,
+                BackendPlan::Nsq(nsq) => nsq.validate(&format!("{key}.nsq"))?,
             }
-            targets.push(target(name, backend)?);
+            targets.push(TargetPlan { optional: false, ..target(name, backend)? });
         }
         Ok(Plan {
             seed: self.seed.unwrap_or_else(rand::random),
@@ -85,6 +113,7 @@ impl Config {
     fn backends(&self) -> Result<Vec<&'static str>, ConfigError> {
         let mut names = Vec::new();
         for wanted in &self.backend.0 {
+            available(wanted)?;
             let found: Vec<_> = BACKENDS
                 .iter()
                 .filter(|name| *wanted == "all" || **name == wanted)
@@ -111,6 +140,8 @@ impl Config {
         match name {
             "memory" => Ok(BackendPlan::Memory(self.memory.clone())),
             "nats" => Ok(BackendPlan::Nats(Box::new(self.nats.clone()))),
+            "pulsar" => Ok(BackendPlan::Pulsar(Box::new(self.pulsar.clone()))),
+            "nsq" => Ok(BackendPlan::Nsq(Box::new(self.nsq.clone()))),
             _ => Err(unknown("backend", name, BACKENDS.iter().copied())),
         }
     }
@@ -161,22 +192,25 @@ impl Config {
                 )));
             }
         }
-        self.nats.validate("nats")
+        self.nats.validate("nats")?;
+        self.pulsar.validate("pulsar")?;
+        self.nsq.validate("nsq")
     }
 }
 
-impl Nats {
-    fn validate(&self, key: &str) -> Result<(), ConfigError> {
-        range(&format!("{key}.replicas"), self.replicas, 1, 5)?;
-        let minute = Duration::from_secs(60);
-        let tenth = Duration::from_millis(100);
-        span(&format!("{key}.connect_timeout"), self.connect_timeout, tenth, minute)?;
-        span(&format!("{key}.request_timeout"), self.request_timeout, tenth, minute)?;
-        if let Some(url) = &self.url {
-            queueproof_backends::nats::check_url(url)
-                .map_err(|e| ConfigError::new(format!("{key}.url: {e}")))?;
-        }
-        if self.tls.cert_file.is_some() != self.tls.key_file.is_some() {
+/// A backend that exists, and not in this build, is told so.
+fn available(name: &str) -> Result<(), ConfigError> {
+    if KNOWN.contains(&name) && !BACKENDS.contains(&name) {
+        return Err(ConfigError::new(format!(
+            "backend: this build of queueproof is without {name} (the Cargo feature `{name}`)"
+        )));
+    }
+    Ok(())
+}
+
+impl Tls {
+    pub(super) fn validate(&self, key: &str) -> Result<(), ConfigError> {
+        if self.cert_file.is_some() != self.key_file.is_some() {
             return Err(ConfigError::new(format!("{key}.tls: cert_file and key_file go together")));
         }
         Ok(())
@@ -256,7 +290,12 @@ pub fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<&
         .map(|(_, known)| known)
 }
 
-fn span(key: &str, value: Duration, least: Duration, most: Duration) -> Result<(), ConfigError> {
+pub(super) fn span(
+    key: &str,
+    value: Duration,
+    least: Duration,
+    most: Duration,
+) -> Result<(), ConfigError> {
     if (least..=most).contains(&value) {
         return Ok(());
     }
@@ -269,7 +308,12 @@ fn span(key: &str, value: Duration, least: Duration, most: Duration) -> Result<(
     )))
 }
 
-fn range<N: Into<u64>>(key: &str, value: N, least: u64, most: u64) -> Result<(), ConfigError> {
+pub(super) fn range<N: Into<u64>>(
+    key: &str,
+    value: N,
+    least: u64,
+    most: u64,
+) -> Result<(), ConfigError> {
     let value = value.into();
     if (least..=most).contains(&value) {
         return Ok(());

@@ -11,7 +11,7 @@ use queueproof_backends::{
 
 use super::{
     Property, Stage,
-    stage::{Connection, Draft, Publisher, Subscribe, Subscription, Topic},
+    stage::{Draft, Publisher, Scene, Subscribe, Topic},
 };
 use crate::{
     checker::{
@@ -149,29 +149,6 @@ pub(super) static PROPERTIES: &[Property] = &[
 /// Keys in a scenario that waits for each confirmation.
 fn keys(stage: &Stage) -> u32 {
     (stage.suite.messages / 4).clamp(10, 100)
-}
-
-/// What every scenario here plays on.
-struct Scene<'s> {
-    director: Connection<'s>,
-    topic: Topic,
-    subscription: Subscription,
-}
-
-impl<'s> Scene<'s> {
-    async fn new(stage: &'s Stage) -> Result<Self, Halt> {
-        let director = stage.connect().await?;
-        let (topic, subscription) = stage.work_queue(&director).await?;
-        Ok(Scene { director, topic, subscription })
-    }
-
-    async fn publisher(&self) -> Result<Publisher<'s>, Halt> {
-        self.director.publisher(&self.topic).await
-    }
-
-    async fn drain(&self, stage: &'s Stage) -> Result<(), Halt> {
-        stage.drain(&mut [stage.connect().await?.consumer(&self.subscription, 64).await?]).await
-    }
 }
 
 async fn same_publisher(stage: &Stage) -> Result<(), Halt> {

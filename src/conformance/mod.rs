@@ -9,12 +9,17 @@ use crate::{
 };
 
 mod dedup;
+mod demonstrated;
+mod order;
+mod publishing;
 mod pubsub;
 mod redelivery;
+mod sequence;
 pub mod stage;
 mod verdict;
 mod work_queue;
 
+pub use demonstrated::{demonstrated, shows};
 pub use stage::Stage;
 pub use verdict::{broken, judge, skipped};
 
@@ -50,8 +55,15 @@ impl Property {
 }
 
 /// The groups, in the order of the tables.
-static GROUPS: [&[Property]; 4] =
-    [pubsub::PROPERTIES, work_queue::PROPERTIES, dedup::PROPERTIES, redelivery::PROPERTIES];
+static GROUPS: [&[Property]; 7] = [
+    pubsub::PROPERTIES,
+    publishing::PROPERTIES,
+    work_queue::PROPERTIES,
+    order::PROPERTIES,
+    dedup::PROPERTIES,
+    sequence::PROPERTIES,
+    redelivery::PROPERTIES,
+];
 
 /// All properties, in the order of the tables.
 pub fn properties() -> impl Iterator<Item = &'static Property> + Clone {

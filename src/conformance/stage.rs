@@ -27,10 +27,12 @@ use crate::{
 mod connection;
 mod consumer;
 mod publisher;
+mod scene;
 
 pub use connection::Connection;
 pub use consumer::{Consumer, Delivery};
 pub use publisher::{Draft, Extra, Publisher};
+pub use scene::Scene;
 
 /// Where one property is played.
 pub struct Stage {
@@ -49,6 +51,7 @@ pub struct Stage {
     opened: RefCell<Vec<(u16, Arc<dyn QueueBackend>)>>,
     topics: RefCell<Vec<String>>,
     stalls: Cell<u64>,
+    longest_timeout: Cell<Duration>,
 }
 
 /// The next numbers.
@@ -84,11 +87,15 @@ pub struct Subscribe<'t> {
     pub start: Start,
     /// After how many deliveries a message goes where.
     pub dead_letter: Option<(u32, &'t Topic)>,
+    /// Whether the messages of one key go in order to one consumer at a time.
+    pub ordered_by_key: bool,
+    /// How many times the suite's ack timeout a delivery stays locked.
+    pub timeouts: u32,
 }
 
 impl Default for Subscribe<'_> {
     fn default() -> Self {
-        Subscribe { start: Start::Earliest, dead_letter: None }
+        Subscribe { start: Start::Earliest, dead_letter: None, ordered_by_key: false, timeouts: 1 }
     }
 }
 
@@ -108,6 +115,7 @@ impl Stage {
         seed: u64,
         topic_prefix: String,
     ) -> Self {
+        let ack_timeout = suite.ack_timeout;
         let mut filler = vec![0; 4096];
         StdRng::seed_from_u64(seed).fill_bytes(&mut filler);
         Stage {
@@ -123,6 +131,7 @@ impl Stage {
             opened: RefCell::default(),
             topics: RefCell::default(),
             stalls: Cell::new(0),
+            longest_timeout: Cell::new(ack_timeout),
         }
     }
 
@@ -155,8 +164,9 @@ impl Stage {
     /// is due may take.
     pub fn quiet(&self) -> Duration {
         let limits = &self.capabilities.limits;
-        let timed_out = self.suite.ack_timeout + limits.ack_timeout_resolution;
-        let delayed = self.suite.nack_delay + limits.nack_delay_resolution;
+        let timed_out = self.longest_timeout.get() + limits.ack_timeout_resolution;
+        let resolution = limits.nack_delay_resolution.max(limits.publish_delay_resolution);
+        let delayed = self.suite.nack_delay + resolution;
         timed_out.max(delayed) + self.suite.tolerance
     }
 
@@ -218,7 +228,8 @@ impl Stage {
     ) -> Result<Subscription, Halt> {
         let id = next(&self.counts.subscriptions);
         let name = format!("s{id}");
-        let ack_timeout = self.suite.ack_timeout;
+        let ack_timeout = self.suite.ack_timeout * how.timeouts;
+        self.longest_timeout.set(self.longest_timeout.get().max(ack_timeout));
         let spec = SubscriptionSpec {
             topic: topic.name.clone(),
             name: name.clone(),
@@ -227,7 +238,7 @@ impl Stage {
             dead_letter: how
                 .dead_letter
                 .map(|(max_deliveries, to)| DeadLetter { max_deliveries, topic: to.name.clone() }),
-            ordered_by_key: false,
+            ordered_by_key: how.ordered_by_key,
         };
         let invoked = self.now();
         connection

@@ -47,6 +47,9 @@ pub struct TargetRecord {
     pub capabilities: Option<Capabilities>,
     /// Why it could not be reached.
     pub broken: Option<String>,
+    /// Why it was not there at all, where that is no failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub absent: Option<String>,
     /// The properties to check, in their order.
     pub properties: Vec<String>,
 }

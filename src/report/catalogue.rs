@@ -3,14 +3,16 @@
 
 use std::fmt::Write;
 
-use queueproof_backends::{Capability, flawed::Flaw};
+use std::collections::BTreeMap;
+
+use queueproof_backends::{Capability, Support, flawed::Flaw, memory};
 use serde_json::{Value, json};
 
 use super::{Style, table::table};
 use crate::{
     checker::AnomalyKind,
     config::{BACKENDS, Format, nearest},
-    conformance::{Property, properties},
+    conformance::{Property, properties, shows},
 };
 
 /// A list that can be shown.
@@ -33,7 +35,34 @@ fn backend_doc(name: &str) -> &'static str {
         "nats" => {
             "NATS JetStream 2.10 or newer: at a URL, or on a private server started for the run."
         }
+        "pulsar" => {
+            "Apache Pulsar: at a URL, or on a private standalone started for the run (needs Java 17)."
+        }
+        "nsq" => "NSQ: nsqd at a URL, or a private one started for the run.",
         _ => "",
+    }
+}
+
+/// What a backend of this build declares.
+fn declares(name: &str) -> BTreeMap<Capability, Support> {
+    match name {
+        #[cfg(feature = "nats")]
+        "nats" => queueproof_backends::nats::declares(),
+        #[cfg(feature = "pulsar")]
+        "pulsar" => queueproof_backends::pulsar::declares(),
+        #[cfg(feature = "nsq")]
+        "nsq" => queueproof_backends::nsq::declares(),
+        _ => memory::declares(),
+    }
+}
+
+/// How a backend has a capability: a word for tables, and the backend's own words.
+fn how(support: Option<&Support>) -> (&'static str, Option<&str>) {
+    match support {
+        Some(Support::Native) => ("yes", None),
+        Some(Support::Emulated { how }) => ("in the client", Some(how)),
+        Some(Support::Unsupported { why }) => ("no", Some(why)),
+        None => ("no", None),
     }
 }
 
@@ -74,9 +103,22 @@ fn columns(listing: Listing) -> &'static [&'static str] {
         Listing::Backends => &["backend", "what it is"],
         Listing::Properties => &["property", "promise", "needs"],
         Listing::Flaws => &["flaw", "what it does", "caught by"],
-        Listing::Capabilities => &["capability", "what it is"],
+        Listing::Capabilities => &CAPABILITY_COLUMNS,
     }
 }
+
+/// The columns of the list of capabilities: one a backend after the first two.
+const CAPABILITY_COLUMNS: [&str; 2 + BACKENDS.len()] = {
+    let mut columns = [""; 2 + BACKENDS.len()];
+    columns[0] = "capability";
+    columns[1] = "what it is";
+    let mut nth = 0;
+    while nth < BACKENDS.len() {
+        columns[2 + nth] = BACKENDS[nth];
+        nth += 1;
+    }
+    columns
+};
 
 fn rows(listing: Listing) -> Vec<Value> {
     match listing {
@@ -98,7 +140,13 @@ fn rows(listing: Listing) -> Vec<Value> {
             .collect(),
         Listing::Capabilities => Capability::ALL
             .into_iter()
-            .map(|c| json!({ "capability": c.name(), "what it is": c.doc() }))
+            .map(|c| {
+                let mut row = json!({ "capability": c.name(), "what it is": c.doc() });
+                for name in BACKENDS {
+                    row[*name] = how(declares(name).get(&c)).0.into();
+                }
+                row
+            })
             .collect(),
     }
 }
@@ -164,16 +212,28 @@ fn write_explanation(out: &mut String, name: &str) -> std::fmt::Result {
         writeln!(out, "\nSee it caught: queueproof conform --flaw {name}")?;
     }
     for capability in Capability::ALL.into_iter().filter(|c| c.name() == name) {
-        writeln!(out, "{name}: a capability\n{}\n\nIt is needed by:", capability.doc())?;
-        for property in properties().filter(|p| p.needs.contains(&capability)) {
+        writeln!(out, "{name}: a capability\n{}\n\nIt is shown by:", capability.doc())?;
+        for property in properties().filter(|p| shows(p).any(|c| c == capability)) {
             writeln!(out, "  {}", property.id)?;
+        }
+        writeln!(out, "\nThe backends have it:")?;
+        for backend in BACKENDS {
+            let declared = declares(backend);
+            let (word, words) = how(declared.get(&capability));
+            let words = words.map(|words| format!(": {words}")).unwrap_or_default();
+            writeln!(out, "  {backend:<10} {word}{words}")?;
         }
     }
     for &kind in AnomalyKind::ALL.iter().filter(|a| a.name() == name) {
         writeln!(out, "{name}: a kind of anomaly\n{}", kind.doc())?;
     }
     for backend in BACKENDS.iter().filter(|b| **b == name) {
-        writeln!(out, "{name}: a backend\n{}", backend_doc(backend))?;
+        writeln!(out, "{name}: a backend\n{}\n\nIt declares:", backend_doc(backend))?;
+        for (capability, support) in declares(backend) {
+            let (word, words) = how(Some(&support));
+            let words = words.map(|words| format!(": {words}")).unwrap_or_default();
+            writeln!(out, "  {:<20} {word}{words}", capability.name())?;
+        }
     }
     Ok(())
 }
@@ -193,6 +253,31 @@ fn fill(text: &str) -> String {
         }
         out.push_str(word);
         column += length;
+    }
+    out
+}
+
+/// The README's page of capabilities: who has what, and in which words not.
+pub fn capabilities_markdown() -> String {
+    let mut out = format!("| capability | {} |\n", BACKENDS.join(" | "));
+    let _ = writeln!(out, "|---|{}", "---|".repeat(BACKENDS.len()));
+    let declared: Vec<_> = BACKENDS.iter().map(|name| (name, declares(name))).collect();
+    for capability in Capability::ALL {
+        let words = declared.iter().map(|(_, declared)| how(declared.get(&capability)).0);
+        let words: Vec<_> = words.collect();
+        let _ = writeln!(out, "| `{}` | {} |", capability.name(), words.join(" | "));
+    }
+    for (name, declared) in &declared {
+        let all = declared.iter().map(|(capability, support)| (capability, how(Some(support))));
+        let told: Vec<_> = all.filter(|(_, (_, words))| words.is_some()).collect();
+        if told.is_empty() {
+            continue;
+        }
+        let _ = writeln!(out, "\n**{name}**\n");
+        for (capability, (word, words)) in told {
+            let words = words.unwrap_or_default();
+            let _ = writeln!(out, "- `{}`: {word}: {words}.", capability.name());
+        }
     }
     out
 }

@@ -2,10 +2,12 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use comfy_table::{
+    Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, presets,
+};
 
 use super::Style;
-use crate::results::{PropertyResult, Results, TargetResult, Verdict};
+use crate::results::{Demonstration, PropertyResult, Results, TargetResult, Verdict};
 
 /// Results as text.
 pub fn render(results: &Results, style: Style) -> String {
@@ -26,6 +28,8 @@ fn write_all(out: &mut String, results: &Results, style: Style) -> std::fmt::Res
     for (verdict, title) in undecided {
         reasons(out, results, verdict, title, style)?;
     }
+    undemonstrated(out, results, style)?;
+    absent(out, results, style)?;
     writeln!(out, "\n{}", summary(results))
 }
 
@@ -46,8 +50,13 @@ pub(super) fn table(style: Style) -> Table {
 }
 
 fn verdicts(results: &Results, style: Style) -> Table {
-    let mut table = table(style);
-    let title = |t: &TargetResult| Cell::new(title(&t.name, &t.backend, &t.broker_version));
+    // Without a terminal there is room for a column's usual words, however many there are.
+    let wanted = u16::try_from(34 + 25 * results.targets.len()).unwrap_or(u16::MAX);
+    let mut table = table(Style { width: style.width.map(|width| width.max(wanted)), ..style });
+    let title = |target: &TargetResult| match target.absent {
+        Some(_) => Cell::new(absent_title(&target.name)),
+        None => Cell::new(title(&target.name, &target.backend, &target.broker_version)),
+    };
     table.set_header(
         std::iter::once(Cell::new("property")).chain(results.targets.iter().map(title)),
     );
@@ -65,6 +74,10 @@ fn verdicts(results: &Results, style: Style) -> Table {
         }
         table.add_row(row);
     }
+    // An id in two pieces can be neither read nor copied.
+    if let Some(ids) = table.column_mut(0) {
+        ids.set_constraint(ColumnConstraint::ContentWidth);
+    }
     table
 }
 
@@ -73,6 +86,11 @@ pub(super) fn title(name: &str, backend: &str, version: &str) -> String {
     let version = if version.is_empty() { "?" } else { version };
     let backend = if name == backend { String::new() } else { format!("{backend} ") };
     format!("{name} ({backend}{version})")
+}
+
+/// What heads the column of a target that was not there.
+pub(super) fn absent_title(name: &str) -> String {
+    format!("{name} (absent)")
 }
 
 fn cell(property: &PropertyResult, style: Style) -> Cell {
@@ -146,6 +164,40 @@ fn reasons(
         };
         wrapped(out, "  ", &format!("{target} {ids}"), style)?;
         wrapped(out, "      ", reason, style)?;
+    }
+    Ok(())
+}
+
+/// What is declared and was never put to the test.
+fn undemonstrated(out: &mut String, results: &Results, style: Style) -> std::fmt::Result {
+    let mut any = false;
+    for target in &results.targets {
+        let of = |kind: Demonstration| {
+            let names = target.demonstrated.iter().filter(|(_, is)| **is == kind);
+            names.map(|(capability, _)| capability.name()).collect::<Vec<_>>()
+        };
+        // Of some properties alone a run does not say much about the whole.
+        let (shown, not) = (of(Demonstration::Demonstrated), of(Demonstration::NotExercised));
+        if not.is_empty() || shown.len() < not.len() {
+            continue;
+        }
+        if !std::mem::replace(&mut any, true) {
+            writeln!(out, "\ndeclared, and not put to the test")?;
+        }
+        wrapped(out, "  ", &format!("{} {}", target.name, not.join(", ")), style)?;
+    }
+    Ok(())
+}
+
+/// The brokers that were asked for among all and are not there.
+fn absent(out: &mut String, results: &Results, style: Style) -> std::fmt::Result {
+    let absent = results.targets.iter().filter_map(|t| Some((&t.name, t.absent.as_ref()?)));
+    for (nth, (name, why)) in absent.enumerate() {
+        if nth == 0 {
+            writeln!(out, "\nabsent: not on this machine, so not judged")?;
+        }
+        wrapped(out, "  ", name, style)?;
+        wrapped(out, "      ", why, style)?;
     }
     Ok(())
 }

@@ -25,6 +25,7 @@ fn places(dir: &Path) -> Places {
         cache: dir.join("cache"),
         state: dir.join("state"),
         search_path: OsString::new(),
+        java_home: None,
         overrides: BTreeMap::new(),
     }
 }
@@ -36,7 +37,7 @@ impl<'a> Started<'a> {
     fn start(places: &'a Places, name: &str, binary: &Path) -> Started<'a> {
         let settings = StartSettings::new(binary);
         let never = AtomicBool::new(false);
-        let broker = background::start(places, name, nats(), settings, &never).unwrap();
+        let broker = background::start(places, name, nats(), settings, &never, &|_| {}).unwrap();
         Started(places, broker)
     }
 }
@@ -62,7 +63,7 @@ fn a_background_broker_runs_until_it_is_stopped_by_name() {
         assert_eq!(mode(&broker.dir.join("state.json")), 0o600);
     }
     let again = StartSettings::new(&binary);
-    let taken = background::start(&places, "one", nats(), again, &AtomicBool::new(false));
+    let taken = background::start(&places, "one", nats(), again, &AtomicBool::new(false), &|_| {});
     let taken = taken.unwrap_err();
     assert_eq!(taken.class, ErrorClass::Usage);
     assert!(taken.message.contains(&one.url), "{taken}");
@@ -145,7 +146,8 @@ fn a_background_broker_that_cannot_start_shows_its_log_and_leaves_nothing() {
     let places = places(dir.path());
     let mut settings = StartSettings::new(&binary);
     settings.extra = "no_such_key: 1".into();
-    let start = background::start(&places, "bad", nats(), settings, &AtomicBool::new(false));
+    let start =
+        background::start(&places, "bad", nats(), settings, &AtomicBool::new(false), &|_| {});
     let error = start.unwrap_err();
     assert!(error.message.contains("no_such_key"), "{error}");
     assert!(!places.state.join("brokers/bad").exists());
@@ -161,7 +163,7 @@ fn an_interrupted_start_leaves_nothing() {
         let (places, interrupted) = (places.clone(), Arc::clone(&interrupted));
         move || {
             let settings = StartSettings::new(sleeper);
-            background::start(&places, "slow", nats(), settings, &interrupted)
+            background::start(&places, "slow", nats(), settings, &interrupted, &|_| {})
         }
     });
     // While it is being started it is known already, should queueproof be killed now.
@@ -199,7 +201,8 @@ fn a_name_that_is_no_file_name_is_refused() {
         let error = background::stop(&places, name, false).unwrap_err();
         assert_eq!(error.class, ErrorClass::Usage, "{name}");
         let settings = StartSettings::new("/bin/true");
-        let start = background::start(&places, name, nats(), settings, &AtomicBool::new(false));
+        let start =
+            background::start(&places, name, nats(), settings, &AtomicBool::new(false), &|_| {});
         assert_eq!(start.unwrap_err().class, ErrorClass::Usage, "{name}");
     }
     assert!(!places.state.exists());

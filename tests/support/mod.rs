@@ -1,5 +1,7 @@
 //! What the suites over real and lying servers share.
 
+use std::sync::atomic::AtomicBool;
+
 use libtest_mimic::Failed;
 use queueproof::{
     brokers::{self, Places, PrivateBroker, StartSettings, Wanted},
@@ -12,20 +14,20 @@ use queueproof::{
 use queueproof_backends::flawed::Flaw;
 use tokio_util::sync::CancellationToken;
 
-/// A NATS server for all cases; `None`, loudly, where none is installed.
-pub fn nats(suite: &str) -> Option<PrivateBroker> {
+/// A broker for all cases; `None`, loudly, where none is installed.
+pub fn broker(name: &str, suite: &str) -> Option<PrivateBroker> {
     let start = || {
-        let kind = brokers::kind("nats")?;
+        let kind = brokers::kind(name)?;
         let found = brokers::find(&Places::from_env()?, kind, &Wanted::default())?;
         let mut settings = StartSettings::new(found.path);
         settings.guard = Some(env!("CARGO_BIN_EXE_queueproof").into());
-        PrivateBroker::start(kind, settings)
+        PrivateBroker::start(kind, settings, &AtomicBool::new(false), &|_| ())
     };
     match start() {
-        Ok(server) => Some(server),
+        Ok(broker) => Some(broker),
         Err(error) => {
             let required = std::env::var("QUEUEPROOF_REQUIRE").unwrap_or_default();
-            assert!(!required.split(',').any(|b| b == "nats"), "nats is required, and: {error}");
+            assert!(!required.split(',').any(|b| b == name), "{name} is required, and: {error}");
             eprintln!("\nNOT RUN: {suite}. {error}\n");
             None
         }
@@ -54,6 +56,7 @@ pub fn play(
             settings: serde_json::Value::Null,
             suite: Suite::quick(),
             flaw,
+            optional: false,
             properties: vec![property],
         }],
     };

@@ -353,7 +353,7 @@ fn replace_in_confirmations(from: &'static str, to: &'static str) -> Lie {
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(8);
-    let server = support::nats("the suite against a lying NATS server");
+    let server = support::broker("nats", "the suite against a lying NATS server");
     let mut trials = Vec::new();
     if let Some(server) = &server {
         let upstream = format!("127.0.0.1:{}", server.port());

@@ -247,6 +247,7 @@ impl Consumer for FlawedConsumer {
                 if !made.is_empty() {
                     let mut state = shared.state();
                     *state.held.entry(settler.place.clone()).or_default() += made.len() as u64;
+                    state.piled_up.remove(&settler.place.0);
                     *state.delivered.entry(settler.place.clone()).or_default() += 1;
                     drop(state);
                     lock(&settler.out).extend(made.iter().cloned());

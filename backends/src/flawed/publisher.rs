@@ -16,7 +16,10 @@ pub(super) struct FlawedPublisher {
     inner: Arc<Mutex<Box<dyn Publisher>>>,
     shared: Arc<Shared>,
     topic: String,
+    name: Option<String>,
     number: u64,
+    /// How many numbered messages it has published.
+    numbered: u64,
     limit: Option<u64>,
     closed: Arc<std::sync::atomic::AtomicBool>,
 }
@@ -26,6 +29,7 @@ impl FlawedPublisher {
         inner: Box<dyn Publisher>,
         shared: Arc<Shared>,
         topic: &str,
+        name: Option<String>,
         limit: Option<u64>,
     ) -> Self {
         let number = {
@@ -37,10 +41,33 @@ impl FlawedPublisher {
             inner: Arc::new(Mutex::new(inner)),
             shared,
             topic: topic.to_string(),
+            name,
             number,
+            numbered: 0,
             limit,
             closed: Arc::default(),
         }
+    }
+
+    /// Changes the number as the flaw wants it; whether the message is dropped as a duplicate.
+    fn renumber(&mut self, message: &mut Message) -> bool {
+        let Some(DedupKey::Sequence(number)) = message.dedup else { return false };
+        let name = self.name.clone().unwrap_or_default();
+        let mut state = self.shared.state();
+        match self.shared.flaw {
+            Flaw::IgnoreDedup | Flaw::AdmitTakenName => message.dedup = None,
+            Flaw::ExactNumbersOnly => {
+                message.dedup = Some(DedupKey::Id(format!("{}-{name}-{number}", self.topic)));
+            }
+            Flaw::RestartNumbers => message.dedup = Some(DedupKey::Sequence(self.numbered)),
+            Flaw::DropGaps => {
+                let last = state.last_number.insert(name, number);
+                return last.is_some_and(|last| number > last + 1);
+            }
+            _ => {}
+        }
+        self.numbered += 1;
+        false
     }
 
     /// Changes the key as the flaw wants it.
@@ -87,6 +114,9 @@ impl Publisher for FlawedPublisher {
             let shared = Arc::clone(&self.shared);
             let original = message.clone();
             let mut message = message;
+            if self.renumber(&mut message) {
+                return Ok(confirmed(Ok(invented(true))));
+            }
             self.distort(&mut message);
             let key = match &original.dedup {
                 Some(DedupKey::Id(key)) => Some(key.clone()),
@@ -105,6 +135,18 @@ impl Publisher for FlawedPublisher {
                 Flaw::TakeTooLarge => {
                     let limit = self.limit.and_then(|l| usize::try_from(l).ok());
                     message.payload.truncate(limit.unwrap_or(usize::MAX));
+                }
+                Flaw::DropBacklog => {
+                    let mut state = shared.state();
+                    let piled_up = state.piled_up.entry(self.topic.clone()).or_default();
+                    *piled_up += 1;
+                    if *piled_up > 100 {
+                        return Ok(confirmed(Ok(invented(false))));
+                    }
+                }
+                Flaw::IgnoreDelay => message.delay = None,
+                Flaw::DelayLonger => {
+                    message.delay = message.delay.map(|delay| delay + super::LATE);
                 }
                 Flaw::ConfirmBeforeStoring => {
                     let inner = Arc::clone(&self.inner);
@@ -134,7 +176,7 @@ impl Publisher for FlawedPublisher {
             let after = move |result: Result<PublishReceipt, PublishError>| {
                 let mut state = shared.state();
                 match (shared.flaw, &result) {
-                    (Flaw::MisreportDuplicate, Ok(receipt)) => {
+                    (Flaw::MisreportDuplicate | Flaw::RestartNumbers, Ok(receipt)) => {
                         return Ok(PublishReceipt { duplicate: Some(false), ..receipt.clone() });
                     }
                     (Flaw::WrongPosition, Ok(receipt)) => {

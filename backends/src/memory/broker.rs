@@ -10,6 +10,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     MemorySettings,
+    publishers::{Opened, Publishers, Who},
     subscription::{Queued, Subscription},
 };
 use crate::{
@@ -24,6 +25,7 @@ pub(super) struct Broker {
     default_window: Duration,
     max_payload: u64,
     connections: u64,
+    publishers: u64,
 }
 
 /// A topic.
@@ -34,7 +36,8 @@ pub(super) struct Topic {
     last_position: u64,
     /// What a later subscription can still get: everything where it is kept, else what came
     /// before the only subscription.
-    log: VecDeque<(u64, Message)>,
+    log: VecDeque<Queued>,
+    publishers: Publishers,
     ids: HashMap<String, u64>,
     /// When ids are forgotten, in order: the window is the same for all.
     forget: VecDeque<(Instant, String)>,
@@ -48,6 +51,7 @@ impl Broker {
             default_window: settings.dedup_window,
             max_payload: settings.max_payload,
             connections: 0,
+            publishers: 0,
         }
     }
 
@@ -55,6 +59,12 @@ impl Broker {
     pub(super) fn connect(&mut self) -> u64 {
         self.connections += 1;
         self.connections
+    }
+
+    /// The number of a new publisher.
+    pub(super) fn next_publisher(&mut self) -> u64 {
+        self.publishers += 1;
+        self.publishers
     }
 
     pub(super) fn create_topic(&mut self, spec: TopicSpec) -> Result<(), BackendError> {
@@ -66,6 +76,7 @@ impl Broker {
             window: spec.dedup_window.unwrap_or(self.default_window),
             last_position: 0,
             log: VecDeque::new(),
+            publishers: Publishers::default(),
             ids: HashMap::new(),
             forget: VecDeque::new(),
             subscriptions: HashMap::new(),
@@ -103,8 +114,8 @@ impl Broker {
         }
         let mut subscription = Subscription::new(spec.clone());
         if spec.start == Start::Earliest {
-            for (position, message) in &topic.log {
-                subscription.push(Queued::new(*position, message.clone()));
+            for queued in &topic.log {
+                subscription.push(queued.clone());
             }
         }
         if until_acked {
@@ -137,10 +148,28 @@ impl Broker {
         self.topics.get_mut(name).ok_or_else(|| not_found("topic", name))
     }
 
+    /// Lets a publisher in, or says what to wait for.
+    pub(super) fn open_publisher(
+        &mut self,
+        topic: &str,
+        who: &Who,
+    ) -> Result<Opened, BackendError> {
+        let topic = self.topic_mut(topic)?;
+        topic.publishers.open(who).map_err(|why| BackendError::new(ErrorKind::Conflict, why))
+    }
+
+    pub(super) fn close_publisher(&mut self, topic: &str, publisher: u64) {
+        // A topic that is gone has no publishers.
+        if let Some(topic) = self.topics.get_mut(topic) {
+            topic.publishers.close(|p| p.number == publisher);
+        }
+    }
+
     /// Stores messages, or says why not; one answer each.
     pub(super) fn publish(
         &mut self,
         topic: &str,
+        who: &Who,
         messages: Vec<Message>,
         now: Instant,
     ) -> Vec<Result<PublishReceipt, PublishError>> {
@@ -149,9 +178,16 @@ impl Broker {
             let error = rejected(RejectKind::NoTopic, format!("there is no topic {topic}"));
             return vec![Err(error); messages.len()];
         };
+        // After a cut it comes back, if nobody else took its place.
+        if let Ok(Opened::Wait(_)) | Err(_) = topic.publishers.open(who) {
+            let why = format!("topic {} has another publisher in its place", topic.spec.name);
+            return vec![Err(rejected(RejectKind::NotAllowed, why)); messages.len()];
+        }
         topic.forget(now);
-        let results =
-            messages.into_iter().map(|message| topic.publish(message, max_payload, now)).collect();
+        let results = messages
+            .into_iter()
+            .map(|message| topic.publish(who, message, max_payload, now))
+            .collect();
         let moved: Vec<_> = topic.subscriptions.values_mut().flat_map(|s| s.advance(now)).collect();
         self.bury(moved, now);
         results
@@ -182,7 +218,7 @@ impl Broker {
         for (name, message) in moved {
             // Its deduplication is over, and a full graveyard must not lose it.
             if let Some(topic) = self.topics.get_mut(&name) {
-                topic.store(Message { dedup: None, ..message });
+                topic.store(message, now);
                 let further: Vec<_> =
                     topic.subscriptions.values_mut().flat_map(|s| s.advance(now)).collect();
                 self.bury(further, now);
@@ -206,6 +242,7 @@ impl Broker {
     pub(super) fn disconnect(&mut self, connection: u64, now: Instant) {
         let mut moved = Vec::new();
         for topic in self.topics.values_mut() {
+            topic.publishers.close(|p| p.connection == connection);
             for subscription in topic.subscriptions.values_mut() {
                 moved.extend(subscription.advance(now));
                 moved.extend(subscription.disconnect(connection, now));
@@ -218,6 +255,7 @@ impl Broker {
 impl Topic {
     fn publish(
         &mut self,
+        who: &Who,
         message: Message,
         max_payload: u64,
         now: Instant,
@@ -229,16 +267,19 @@ impl Topic {
                 format!("the payload has {size} bytes, and the limit is {max_payload}"),
             ));
         }
-        let id = match &message.dedup {
-            None => None,
-            Some(DedupKey::Id(id)) => Some(id.clone()),
-            Some(DedupKey::Sequence(_)) => {
-                let why = "the embedded broker deduplicates by id";
+        let position = match (&message.dedup, &who.name) {
+            (None, _) => None,
+            (Some(DedupKey::Id(id)), _) => self.ids.get(id).map(|&position| Some(position)),
+            (Some(DedupKey::Sequence(number)), Some(name)) => {
+                self.publishers.is_repeated(name, *number).then_some(None)
+            }
+            (Some(DedupKey::Sequence(_)), None) => {
+                let why = "a publisher without a name has no numbers";
                 return Err(PublishError::Unsupported(why.into()));
             }
         };
-        if let Some(&position) = id.as_ref().and_then(|id| self.ids.get(id)) {
-            return Ok(PublishReceipt { duplicate: Some(true), position: Some(position) });
+        if let Some(position) = position {
+            return Ok(PublishReceipt { duplicate: Some(true), position });
         }
         if let Some(limit) = self.spec.max_messages
             && self.stored() >= limit
@@ -248,26 +289,32 @@ impl Topic {
                 format!("the topic holds {limit} messages, its limit"),
             ));
         }
-        let position = self.store(message);
-        if let Some(id) = id {
-            self.ids.insert(id.clone(), position);
-            self.forget.push_back((now + self.window, id));
+        let dedup = message.dedup.clone();
+        let position = self.store(message, now);
+        match (dedup, &who.name) {
+            (Some(DedupKey::Id(id)), _) => {
+                self.ids.insert(id.clone(), position);
+                self.forget.push_back((now + self.window, id));
+            }
+            (Some(DedupKey::Sequence(number)), Some(name)) => self.publishers.stored(name, number),
+            _ => {}
         }
         Ok(PublishReceipt { duplicate: Some(false), position: Some(position) })
     }
 
-    fn store(&mut self, message: Message) -> u64 {
+    fn store(&mut self, message: Message, now: Instant) -> u64 {
         self.last_position += 1;
         let position = self.last_position;
+        let queued = Queued::new(position, message, now);
         if self.spec.retention == Retention::Keep || self.subscriptions.is_empty() {
-            self.log.push_back((position, message.clone()));
+            self.log.push_back(queued.clone());
         }
         let mut subscriptions = self.subscriptions.values_mut();
         if let Some(first) = subscriptions.next() {
             for other in subscriptions {
-                other.push(Queued::new(position, message.clone()));
+                other.push(queued.clone());
             }
-            first.push(Queued::new(position, message));
+            first.push(queued);
         }
         position
     }

@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Broker, MemoryLink, Shared, broker::Bell, lock};
+use super::{Broker, MemoryLink, Shared, broker::Bell, lock, publishers::Who};
 use crate::{
     BackendError, BoxFuture, Confirmation, Consumer, ConsumerOptions, Delivery, ErrorKind, Message,
     PublishError, PublishReceipt, Publisher, SettleError, Settled, Settlement, Settler, Token,
@@ -26,7 +26,7 @@ pub(super) type Place = (Arc<str>, Arc<str>);
 
 /// A connection's way to the broker, through its link if it has one.
 pub(super) struct Channel {
-    broker: Arc<Shared>,
+    pub(super) broker: Arc<Shared>,
     id: u64,
     link: Option<MemoryLink>,
     closed: AtomicBool,
@@ -146,6 +146,7 @@ pub(super) struct MemoryPublisher {
     pub(super) channel: Arc<Channel>,
     pub(super) topic: Arc<str>,
     pub(super) timeout: Duration,
+    pub(super) who: Arc<Who>,
 }
 
 /// The only answer to a single message.
@@ -157,9 +158,10 @@ fn only(
 
 impl Publisher for MemoryPublisher {
     fn publish(&mut self, message: Message) -> BoxFuture<'_, Result<Confirmation, PublishError>> {
-        let topic = Arc::clone(&self.topic);
-        let called =
-            self.channel.call(move |broker| broker.publish(&topic, vec![message], Instant::now()));
+        let (topic, who) = (Arc::clone(&self.topic), Arc::clone(&self.who));
+        let called = self
+            .channel
+            .call(move |broker| broker.publish(&topic, &who, vec![message], Instant::now()));
         let limit = self.timeout;
         let confirmation = match called {
             Ok(Answer::Here(answers)) => Ok(confirmed(only(answers))),
@@ -183,8 +185,10 @@ impl Publisher for MemoryPublisher {
     ) -> BoxFuture<'_, Vec<Result<PublishReceipt, PublishError>>> {
         Box::pin(async move {
             let (count, topic) = (messages.len(), Arc::clone(&self.topic));
-            let called =
-                self.channel.call(move |broker| broker.publish(&topic, messages, Instant::now()));
+            let who = Arc::clone(&self.who);
+            let called = self
+                .channel
+                .call(move |broker| broker.publish(&topic, &who, messages, Instant::now()));
             let failed = match called {
                 Ok(answer) => match answer.wait(self.timeout).await {
                     Some(answers) => return answers,
@@ -198,7 +202,19 @@ impl Publisher for MemoryPublisher {
     }
 
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
+        // Dropping it does.
         Box::pin(std::future::ready(()))
+    }
+}
+
+impl Drop for MemoryPublisher {
+    /// A publisher that is gone leaves its place; a link that is down or held keeps that from the
+    /// broker, as a network would.
+    fn drop(&mut self) {
+        if !self.channel.is_closed() && !self.channel.is_down() {
+            let (topic, number) = (Arc::clone(&self.topic), self.who.number);
+            let _ = self.channel.call(move |broker| broker.close_publisher(&topic, number));
+        }
     }
 }
 

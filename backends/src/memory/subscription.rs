@@ -30,10 +30,12 @@ pub(super) struct Subscription {
 }
 
 /// A message in a subscription.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Queued {
     position: u64,
     message: Message,
+    /// When it may be delivered, if not at once.
+    due: Option<Instant>,
     /// How often it was handed out.
     attempts: u32,
 }
@@ -67,8 +69,14 @@ struct Leases {
 }
 
 impl Queued {
-    pub(super) fn new(position: u64, message: Message) -> Self {
-        Queued { position, message: Message { dedup: None, ..message }, attempts: 0 }
+    pub(super) fn new(position: u64, message: Message, now: Instant) -> Self {
+        let due = message.delay.map(|delay| now + delay);
+        Queued {
+            position,
+            message: Message { dedup: None, delay: None, ..message },
+            due,
+            attempts: 0,
+        }
     }
 }
 
@@ -92,7 +100,10 @@ impl Subscription {
     }
 
     pub(super) fn push(&mut self, queued: Queued) {
-        self.fresh.push_back(queued);
+        match queued.due {
+            None => self.fresh.push_back(queued),
+            Some(due) => drop(self.delayed.insert((due, queued.position), queued)),
+        }
     }
 
     pub(super) fn waiting(&self) -> u64 {
@@ -150,10 +161,18 @@ impl Subscription {
                 let consumer = &self.consumers[i];
                 consumer.buffer.len() < consumer.prefetch
             };
-            let Some(chosen) = (0..count).map(|i| (self.turn + i) % count).find(has_room) else {
+            let Some(mut chosen) = (0..count).map(|i| (self.turn + i) % count).find(has_room)
+            else {
                 return;
             };
             self.turn = (chosen + 1) % count;
+            if self.spec.ordered_by_key {
+                // What is next may belong to another consumer, or have to wait for it.
+                let Some((queued, owner)) = self.next_by_key() else { return };
+                chosen = owner.unwrap_or(chosen);
+                self.lease(queued, chosen, expires);
+                continue;
+            }
             let older = self.returned.first_key_value().map(|(position, _)| *position);
             let newer = self.fresh.front().map(|queued| queued.position);
             let first_returned = older.is_some_and(|o| newer.is_none_or(|n| o < n));
@@ -162,15 +181,47 @@ impl Subscription {
                 false => self.fresh.pop_front(),
             };
             let Some(queued) = queued else { return };
-            let consumer = &mut self.consumers[chosen];
-            let lease = Lease { queued, consumer: consumer.number, expires, handed: false };
-            let token = self.leases.insert(lease);
-            self.expiries.push_back((expires, token));
-            consumer.buffer.push_back(token);
-            if consumer.buffer.len() == 1 {
-                consumer.bell.notify_one();
-            }
+            self.lease(queued, chosen, expires);
         }
+    }
+
+    /// Locks a message for the consumer at this place.
+    fn lease(&mut self, queued: Queued, chosen: usize, expires: Instant) {
+        let consumer = &mut self.consumers[chosen];
+        let lease = Lease { queued, consumer: consumer.number, expires, handed: false };
+        let token = self.leases.insert(lease);
+        self.expiries.push_back((expires, token));
+        consumer.buffer.push_back(token);
+        if consumer.buffer.len() == 1 {
+            consumer.bell.notify_one();
+        }
+    }
+
+    /// Takes the oldest message whose key is nobody's, or the key of a consumer that has room,
+    /// with that consumer's place. What is behind another of its key waits for that.
+    fn next_by_key(&mut self) -> Option<(Queued, Option<usize>)> {
+        let mut owners = self.leases.owners();
+        let place = |number| self.consumers.iter().position(|c| c.number == number);
+        let mut waiting: Vec<_> = self.returned.values().chain(&self.fresh).collect();
+        waiting.sort_by_key(|queued| queued.position);
+        // A message that comes later, by a delay, is before its key's others all the same.
+        for delayed in self.delayed.values().filter(|d| d.attempts > 0) {
+            owners.entry(delayed.message.key.as_deref()).or_insert(0);
+        }
+        let (position, owner) = waiting.into_iter().find_map(|queued| {
+            let key = queued.message.key.as_deref();
+            let Some(owner) = owners.get(&key).filter(|_| key.is_some()) else {
+                return Some((queued.position, None));
+            };
+            let owner = place(*owner)?;
+            let has_room = self.consumers[owner].buffer.len() < self.consumers[owner].prefetch;
+            has_room.then_some((queued.position, Some(owner)))
+        })?;
+        let queued = self.returned.remove(&position).or_else(|| {
+            let index = self.fresh.iter().position(|queued| queued.position == position)?;
+            self.fresh.remove(index)
+        });
+        queued.map(|queued| (queued, owner))
     }
 
     /// Adds a consumer and returns its number.
@@ -340,6 +391,12 @@ impl Leases {
         let lease = self.place(token)?.take()?;
         self.free.push(token as u32);
         Some(lease)
+    }
+
+    /// Whose each key is: the consumer's that holds a message of it.
+    fn owners(&self) -> std::collections::HashMap<Option<&str>, u64> {
+        let leases = self.places.iter().filter_map(|(_, lease)| lease.as_ref());
+        leases.map(|lease| (lease.queued.message.key.as_deref(), lease.consumer)).collect()
     }
 
     /// The tokens of a consumer's leases.

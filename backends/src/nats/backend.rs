@@ -1,6 +1,6 @@
 //! Streams and consumers of one connection.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -42,35 +42,39 @@ impl NatsBackend {
     }
 }
 
+/// What the backend declares, whatever the settings.
+pub(super) fn declares() -> BTreeMap<Capability, Support> {
+    let emulated = |how: &str| Support::Emulated { how: how.into() };
+    let support = |capability| match capability {
+        Capability::DedupSequence => Support::Unsupported {
+            why: "JetStream deduplicates by Nats-Msg-Id, not by a producer's numbers".into(),
+        },
+        Capability::DeadLetter => emulated(
+            "the client publishes to the dead-letter topic and terminates the delivery; one \
+             that nobody settles is moved when a consumer asks after its last timeout",
+        ),
+        Capability::KeyOrder => Support::Unsupported {
+            why: "JetStream keeps no order among the consumers that compete for a subscription"
+                .into(),
+        },
+        Capability::DelayedPublish => Support::Unsupported {
+            why: "JetStream's scheduled messages (2.12) are published a second time on another \
+                  subject; this backend does not use them"
+                .into(),
+        },
+        Capability::ExclusivePublisher => {
+            Support::Unsupported { why: "JetStream elects no publisher".into() }
+        }
+        Capability::Keys => emulated("the key travels in the header Queueproof-Key"),
+        _ => Support::Native,
+    };
+    Capability::ALL.into_iter().map(|c| (c, support(c))).collect()
+}
+
 impl QueueBackend for NatsBackend {
     fn capabilities(&self) -> Capabilities {
-        let emulated = |how: &str| Support::Emulated { how: how.into() };
-        let support = |capability| match capability {
-            Capability::DedupSequence => Support::Unsupported {
-                why: "JetStream deduplicates by Nats-Msg-Id, not by a producer's numbers".into(),
-            },
-            Capability::DeadLetter => emulated(
-                "the client publishes to the dead-letter topic and terminates the delivery; one \
-                 that nobody settles is moved when a consumer asks after its last timeout",
-            ),
-            Capability::KeyOrder => Support::Unsupported {
-                why: "JetStream keeps no order among the consumers that compete for a subscription"
-                    .into(),
-            },
-            Capability::DelayedPublish => Support::Unsupported {
-                why:
-                    "JetStream's scheduled messages (2.12) are published a second time on another \
-                      subject; this backend does not use them"
-                        .into(),
-            },
-            Capability::ExclusivePublisher => {
-                Support::Unsupported { why: "JetStream elects no publisher".into() }
-            }
-            Capability::Keys => emulated("the key travels in the header Queueproof-Key"),
-            _ => Support::Native,
-        };
         Capabilities {
-            support: Capability::ALL.into_iter().map(|c| (c, support(c))).collect(),
+            support: declares(),
             limits: Limits {
                 min_payload: 0,
                 max_payload: Some(self.connection.client.max_payload() as u64),
@@ -80,6 +84,8 @@ impl QueueBackend for NatsBackend {
                 nack_delay_resolution: Duration::from_millis(10),
                 dedup_window_resolution: Duration::from_millis(100),
                 publish_delay_resolution: Duration::ZERO,
+                publish_delay_early: Duration::ZERO,
+                attempts_forget_disconnects: false,
                 prefetch_counts_unsettled: false,
                 memory_queue: None,
             },

@@ -13,9 +13,12 @@
 //! publish while the connection is down is refused instead of kept for later; pulls are renewed
 //! after a reconnect; a reply that is not understood is never taken for a success.
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use crate::{BackendError, BoxFuture, Connector, ErrorKind, Link, QueueBackend, link::TcpLink};
+use crate::{
+    BackendError, BoxFuture, Capability, Connector, ErrorKind, Link, QueueBackend, Support,
+    link::TcpLink,
+};
 
 mod api;
 mod backend;
@@ -140,6 +143,11 @@ impl NatsConnector {
         }
         Ok(NatsConnector { settings: Arc::new(settings), servers })
     }
+}
+
+/// What the backend declares, as [`Capabilities::support`](crate::Capabilities::support).
+pub fn declares() -> BTreeMap<Capability, Support> {
+    backend::declares()
 }
 
 /// Checks an address, or a list of them, without connecting.

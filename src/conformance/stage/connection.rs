@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use queueproof_backends::{
-    ConsumerOptions, Depth, Direction, Link, PublisherOptions, QueueBackend,
+    ConsumerOptions, Depth, Direction, ErrorKind, Link, PublisherOptions, QueueBackend, Retention,
+    TopicSpec,
 };
 
 use super::{Consumer, Publisher, Stage, Subscription, Topic, broken, next};
@@ -40,23 +41,49 @@ impl<'s> Connection<'s> {
         topic: &Topic,
         options: PublisherOptions,
     ) -> Result<Publisher<'s>, Halt> {
+        let admitted = self.ask_publisher(topic, options).await?;
+        admitted.ok_or_else(|| Halt::Broken("opening a publisher: its place is taken".into()))
+    }
+
+    /// Asks to open a publisher; `None` if its name or its access is taken.
+    pub async fn ask_publisher(
+        &self,
+        topic: &Topic,
+        options: PublisherOptions,
+    ) -> Result<Option<Publisher<'s>>, Halt> {
         let invoked = self.stage.now();
-        let inner = self
-            .backend
-            .publisher(&topic.name, options)
-            .await
-            .map_err(|e| broken("opening a publisher", &e))?;
+        let name = options.name.clone();
+        let inner = match self.backend.publisher(&topic.name, options).await {
+            Ok(inner) => inner,
+            Err(error) if error.kind == ErrorKind::Conflict => return Ok(None),
+            Err(error) => return Err(broken("opening a publisher", &error)),
+        };
         let id = next(&self.stage.counts.publishers);
-        let what = What::Publisher { publisher: id, topic: topic.id };
+        let what = What::Publisher { publisher: id, topic: topic.id, name };
         self.stage.record(self.id, invoked, what);
-        Ok(Publisher {
+        Ok(Some(Publisher {
             stage: self.stage,
             connection: self.id,
             topic: topic.id,
             id,
             inner,
             next: 0,
-        })
+        }))
+    }
+
+    /// Tries to make a topic of a name that no backend takes: whether it was refused as such.
+    pub async fn refuses_topic(&self, name: &str) -> Result<bool, Halt> {
+        let spec = TopicSpec {
+            name: name.into(),
+            retention: Retention::UntilAcked,
+            dedup_window: None,
+            max_messages: None,
+        };
+        match self.backend.create_topic(&spec).await {
+            Err(error) if error.kind == ErrorKind::InvalidArgument => Ok(true),
+            Err(error) => Err(broken("creating a topic of an illegal name", &error)),
+            Ok(()) => Ok(false),
+        }
     }
 
     /// Opens a consumer.

@@ -1,10 +1,12 @@
 //! A publisher that writes down what it publishes.
 
+use std::time::Duration;
+
 use queueproof_backends::{DedupKey, Message, PublishError, PublishReceipt};
 
 use super::Stage;
 use crate::{
-    history::{Publish, Published, What},
+    history::{Publish, Published, What, nanos},
     message::{self, HEADER, Identity},
 };
 
@@ -36,6 +38,12 @@ pub struct Draft {
     pub copy: u16,
     /// The deduplication key, a number of the scenario.
     pub key: Option<u32>,
+    /// The number under the publisher's name that deduplicates it.
+    pub sequence: Option<u64>,
+    /// How long its delivery is to be delayed.
+    pub delay: Option<Duration>,
+    /// A routing key, a number of the scenario; it stands for the one of `extra`.
+    pub route: Option<u32>,
     /// Payload length, bytes; `None` for the suite's.
     pub len: Option<usize>,
     /// Routing key and headers.
@@ -48,6 +56,11 @@ impl Draft {
     /// A copy of a message with a deduplication key.
     pub fn keyed(key: u32, copy: u16) -> Self {
         Draft { number: Some(key), copy, key: Some(key), ..Draft::default() }
+    }
+
+    /// A message with a number under its publisher's name.
+    pub fn numbered(sequence: u64) -> Self {
+        Draft { sequence: Some(sequence), ..Draft::default() }
     }
 }
 
@@ -118,16 +131,19 @@ impl Publisher<'_> {
             message::encode(&mut buffer, self.stage.run, identity, len, &self.stage.filler)
         };
         let Extra { key, headers } = draft.extra;
-        let dedup = draft
-            .key
-            .map(|key| DedupKey::Id(format!("{}-{}-{key:x}", self.stage.topic_prefix, self.topic)));
-        let message = Message { payload, key, headers, dedup, delay: None };
+        let key = draft.route.map(|route| format!("key-{route}")).or(key);
+        let id = |key| DedupKey::Id(format!("{}-{}-{key:x}", self.stage.topic_prefix, self.topic));
+        let dedup = draft.key.map(id).or(draft.sequence.map(DedupKey::Sequence));
+        let message = Message { payload, key, headers, dedup, delay: draft.delay };
         let record = Publish {
             publisher: self.id,
             number,
             copy: draft.copy,
             topic: self.topic,
             key: draft.key,
+            sequence: draft.sequence,
+            delay: draft.delay.map(nanos),
+            route: draft.route,
             len: u32::try_from(len).unwrap_or(u32::MAX),
             body: message::fingerprint(&message.payload),
             extra: message::extra_fingerprint(&message),

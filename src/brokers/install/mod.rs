@@ -1,27 +1,19 @@
 //! Installing brokers into the cache, through the ordinary package client of their ecosystem.
 
 use std::{
-    collections::VecDeque,
-    env,
     fs::{self, File, Permissions},
-    io::{BufRead, BufReader},
-    os::unix::{fs::PermissionsExt, process::CommandExt},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::{
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
-    thread,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
-use tempfile::TempDir;
+use super::{BrokerError, BrokerKind, Install, Places, find, process, process::wait_until};
 
-use super::{
-    BrokerError, BrokerKind, Install, Places, find,
-    process::{end_child, wait_until},
-};
+mod client;
+mod go;
+mod maven;
 
 /// A broker in the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,12 +32,14 @@ const STAGING: &str = ".building-";
 /// Installs a version (`None` for the pinned one) into the cache, beside others that are there.
 /// It appears as a whole or not at all, and two who install at the same time do not disturb each
 /// other. `progress` is given each line that the package client prints (names of packages, some
-/// hundred in a minute for NATS).
+/// hundred in a minute for NATS; a dozen lines for Pulsar, whose archive of 245 MB Maven brings in
+/// silence, and keeps a copy of in its local repository).
 ///
 /// # Errors
 /// - Usage: `version` is not one.
-/// - Environment: the package client is missing or fails (the message ends with its last lines),
-///   or what it installed is of another version.
+/// - Environment: queueproof cannot install this kind (the message says how to), the package
+///   client or what the broker needs is missing, the client fails (the message ends with its last
+///   lines), or what it installed is of another version.
 /// - Interrupted: `interrupted` became true; the package client is ended then.
 pub fn install(
     places: &Places,
@@ -63,6 +57,14 @@ pub fn install(
         return Ok(installed(true));
     }
 
+    if let Install::Manual { how } = kind.install {
+        return Err(BrokerError::environment(format!(
+            "queueproof cannot install {}: {how}",
+            kind.name
+        )));
+    }
+    (kind.needs)(places)?;
+
     let dir = find::kind_dir(places, kind);
     let failed =
         |error| BrokerError::io(format_args!("installing into `{}`", dir.display()))(error);
@@ -79,12 +81,21 @@ pub fn install(
         .permissions(Permissions::from_mode(0o755))
         .tempdir_in(&dir)
         .map_err(failed)?;
-    match kind.install {
+    let scratch = staging.path();
+    let mut work = client::Work { places, interrupted, progress };
+    let made = match kind.install {
         Install::GoModule { module } => {
-            go_install(places, &format!("{module}@v{version}"), &staging, interrupted, progress)?;
+            let made = scratch.join("home");
+            go::install(&mut work, &format!("{module}@v{version}"), &made, scratch)?;
+            made
         }
-    }
-    let told = find::version_of(kind, &staging.path().join(kind.binary))?;
+        Install::Maven { artifact, form } => {
+            maven::install(&mut work, &format!("{artifact}:{version}:{form}"), scratch)?
+        }
+        // Has ended above.
+        Install::Manual { .. } => scratch.to_owned(),
+    };
+    let told = find::version_of(kind, &made.join(kind.binary))?;
     if told != version {
         return Err(BrokerError::environment(format!(
             "{} {version} was asked for, and what was installed says it is {told}",
@@ -96,8 +107,7 @@ pub fn install(
         // Its executable is missing, or it would have been found above.
         fs::remove_dir_all(&home).map_err(failed)?;
     }
-    fs::rename(staging.path(), &home).map_err(failed)?;
-    let _ = staging.keep();
+    fs::rename(&made, &home).map_err(failed)?;
     Ok(installed(false))
 }
 
@@ -134,107 +144,12 @@ fn remove_leftovers(dir: &Path) {
     }
 }
 
-fn go_install(
-    places: &Places,
-    package: &str,
-    into: &TempDir,
-    interrupted: &AtomicBool,
-    progress: &mut dyn FnMut(&str),
-) -> Result<(), BrokerError> {
-    let go = env::split_paths(&places.search_path)
-        .map(|dir| dir.join("go"))
-        .find(|path| path.is_absolute() && find::is_executable(path))
-        .ok_or_else(|| {
-            BrokerError::environment(format!(
-                "`{package}` is built by Go, and there is no `go` on PATH: install Go from your \
-                 system's packages or from https://go.dev/dl"
-            ))
-        })?;
-    let mut command = Command::new(go);
-    command
-        .args(["install", "-v", package])
-        .env("GOBIN", into.path())
-        // Removed with the rest, should Go be ended before it could do so itself.
-        .env("GOTMPDIR", into.path())
-        // A broker for this machine, that needs no C compiler to be built.
-        .env("CGO_ENABLED", "0")
-        .env_remove("GOOS")
-        .env_remove("GOARCH")
-        .env("GIT_TERMINAL_PROMPT", "0");
-    run_client(&mut command, &format!("go install {package}"), interrupted, progress)
-}
-
-/// Runs a package client to its end, or until interrupted.
-fn run_client(
-    command: &mut Command,
-    doing: &str,
-    interrupted: &AtomicBool,
-    progress: &mut dyn FnMut(&str),
-) -> Result<(), BrokerError> {
-    const LAST_LINES: usize = 15;
-    let failed = |error| BrokerError::io(format_args!("running `{doing}`"))(error);
-    let mut client = Client(
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            // A group of its own, so that it can be ended with all that it has started.
-            .process_group(0)
-            .spawn()
-            .map_err(failed)?,
-    );
-    let (sender, lines) = mpsc::channel();
-    if let Some(stderr) = client.0.stderr.take() {
-        thread::spawn(move || {
-            let mut stderr = BufReader::new(stderr);
-            let mut line = Vec::new();
-            while stderr.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-                let _ = sender.send(String::from_utf8_lossy(&line).trim_end().to_owned());
-                line.clear();
-            }
-        });
-    }
-    let mut last = VecDeque::new();
-    loop {
-        if interrupted.load(Ordering::Relaxed) {
-            return Err(BrokerError::interrupted());
-        }
-        match lines.recv_timeout(Duration::from_millis(100)) {
-            Ok(line) => {
-                progress(&line);
-                last.push_back(line);
-                if last.len() > LAST_LINES {
-                    last.pop_front();
-                }
-            }
-            Err(mpsc::RecvTimeoutError::Timeout) => {}
-            Err(mpsc::RecvTimeoutError::Disconnected) => break,
-        }
-    }
-    let status = client.0.wait().map_err(failed)?;
-    if status.success() {
-        return Ok(());
-    }
-    let last: Vec<_> = last.into();
-    Err(BrokerError::environment(format!(
-        "`{doing}` ended with {status}; it printed last:\n{}",
-        last.join("\n")
-    )))
-}
-
-/// A package client; ended when dropped, also by a panic of `progress`.
-struct Client(Child);
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        end_child(&mut self.0, Duration::from_secs(2));
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::time::Instant;
+    use std::{thread, time::Instant};
+
+    use tempfile::TempDir;
 
     use super::*;
     use crate::brokers::{
@@ -384,6 +299,20 @@ mod tests {
             assert!(error.message.contains(&format!("`{version}`")), "{error}");
         }
         assert!(!dir.path().join("go.log").exists());
+        assert!(!places.cache.exists());
+    }
+
+    #[test]
+    fn what_no_package_client_has_is_not_installed_and_the_message_says_how_to_get_it() {
+        let dir = TempDir::new().unwrap();
+        let places = places(dir.path());
+        let nsq = crate::brokers::kind("nsq").unwrap();
+        let install = super::install(&places, nsq, None, &AtomicBool::new(false), &mut |_| {});
+        let error = install.unwrap_err();
+        assert_eq!(error.class, ErrorClass::Environment);
+        for part in ["https://nsq.io", "packages", "PATH", "nsq.server.binary", "QUEUEPROOF_NSQD"] {
+            assert!(error.message.contains(part), "{error}");
+        }
         assert!(!places.cache.exists());
     }
 }
