@@ -87,8 +87,8 @@ pub struct Column {
     pub backend: String,
     /// The broker's version in its own words; empty if unknown.
     pub broker_version: String,
-    /// Whether the file names the target and has no verdict of it.
-    pub absent: bool,
+    /// Why the file names the target and has no verdict of it; `None` where it has.
+    pub absent: Option<String>,
 }
 
 /// A property on all targets.
@@ -302,7 +302,7 @@ impl<'r> Over<'r> {
             target: self.name.into(),
             backend: self.backend.into(),
             broker_version: seen.target.broker_version.clone(),
-            absent: !seen.is_present(),
+            absent: seen.absent(),
         })
     }
 
@@ -338,9 +338,15 @@ impl<'r> Over<'r> {
 }
 
 impl Seen<'_> {
-    /// Whether anything was judged: a target that could not be tried has no properties.
+    /// Whether anything was judged: a target that was not there has no properties.
     fn is_present(&self) -> bool {
         !self.target.properties.is_empty()
+    }
+
+    /// Why nothing was judged, if so.
+    fn absent(&self) -> Option<String> {
+        let why = self.target.absent.clone();
+        (!self.is_present()).then(|| why.unwrap_or_else(|| "no property was checked".into()))
     }
 }
 

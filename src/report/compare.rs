@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{
     Style, plain,
-    table::{table, title, verdict_cell, wrapped},
+    table::{absent_title, table, title, verdict_cell, wrapped},
 };
 use crate::{
     compare::{Change, Comparison, Direction, Figure, Found, Row, Series},
@@ -47,6 +47,7 @@ fn write_all(out: &mut String, comparison: &Comparison, style: Style) -> fmt::Re
         figures(out, comparison, series, style)?;
     }
     circumstances(out, comparison, style)?;
+    absent(out, comparison, style)?;
     if !comparison.warnings.is_empty() {
         writeln!(out, "\nto be read with care")?;
     }
@@ -131,7 +132,10 @@ fn verdicts(
         columns[..number].iter().any(|earlier| earlier.target == column.target)
     });
     let heads = columns[shown.clone()].iter().map(|column| {
-        let mut head = plain(&title(&column.target, &column.backend, &column.broker_version));
+        let mut head = plain(&match column.absent {
+            Some(_) => absent_title(&column.target),
+            None => title(&column.target, &column.backend, &column.broker_version),
+        });
         if repeated {
             head = format!("{head}\n{}", plain(&comparison.files[column.file].label));
         }
@@ -156,7 +160,7 @@ fn verdicts(
         let verdicts =
             shown.clone().map(|number| match found.next_if(|cell| cell.column == number) {
                 Some(cell) => found_cell(&cell.found, style),
-                None => dim(if columns[number].absent { "absent" } else { "-" }, style),
+                None => dim(if columns[number].absent.is_some() { "absent" } else { "-" }, style),
             });
         let mark = marked.then(|| mark_cell(mark(row), style));
         let id = Cell::new(plain(&row.property));
@@ -274,9 +278,9 @@ fn step(comparison: &Comparison, change: &Change) -> String {
         }
         (None, Some(after)) => format!("new in {}: {}", label(to), words(after)),
         (None, None) if change.direction == Direction::Worse => {
-            format!("not in {}, and in {}", label(to), label(from))
+            format!("verdicts in {} → none in {}", label(from), label(to))
         }
-        (None, None) => format!("in {}, and not in {}", label(to), label(from)),
+        (None, None) => format!("no verdict in {} → some in {}", label(from), label(to)),
     }
 }
 
@@ -372,6 +376,20 @@ fn circumstances(out: &mut String, comparison: &Comparison, style: Style) -> fmt
         0 => Ok(()),
         more => writeln!(out, "  and {more} more, which --format json lists"),
     }
+}
+
+/// The targets that a file names and has no verdict of, and why.
+fn absent(out: &mut String, comparison: &Comparison, style: Style) -> fmt::Result {
+    let absent = comparison.columns.iter().filter_map(|c| Some((c, c.absent.as_ref()?)));
+    for (nth, (column, why)) in absent.enumerate() {
+        if nth == 0 {
+            writeln!(out, "\nabsent: named, and not judged")?;
+        }
+        let label = plain(&comparison.files[column.file].label);
+        wrapped(out, "  ", &format!("{} ({label})", plain(&column.target)), style)?;
+        wrapped(out, "      ", &plain(why), style)?;
+    }
+    Ok(())
 }
 
 /// How much was compared, and how much is not the same.

@@ -53,9 +53,9 @@ fn verdicts(results: &Results, style: Style) -> Table {
     // Without a terminal there is room for a column's usual words, however many there are.
     let wanted = u16::try_from(34 + 25 * results.targets.len()).unwrap_or(u16::MAX);
     let mut table = table(Style { width: style.width.map(|width| width.max(wanted)), ..style });
-    let title = |t: &TargetResult| match &t.absent {
-        Some(_) => Cell::new(format!("{} (absent)", t.name)),
-        None => Cell::new(title(&t.name, &t.backend, &t.broker_version)),
+    let title = |target: &TargetResult| match target.absent {
+        Some(_) => Cell::new(absent_title(&target.name)),
+        None => Cell::new(title(&target.name, &target.backend, &target.broker_version)),
     };
     table.set_header(
         std::iter::once(Cell::new("property")).chain(results.targets.iter().map(title)),
@@ -86,6 +86,11 @@ pub(super) fn title(name: &str, backend: &str, version: &str) -> String {
     let version = if version.is_empty() { "?" } else { version };
     let backend = if name == backend { String::new() } else { format!("{backend} ") };
     format!("{name} ({backend}{version})")
+}
+
+/// What heads the column of a target that was not there.
+pub(super) fn absent_title(name: &str) -> String {
+    format!("{name} (absent)")
 }
 
 fn cell(property: &PropertyResult, style: Style) -> Cell {
