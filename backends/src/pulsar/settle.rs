@@ -7,10 +7,11 @@ use tokio::time::Instant;
 
 use super::{
     connection::{Lost, Pending},
+    given::Given,
     pool::Pool,
     producer::{Entry, Producer, properties},
     publisher::confirm,
-    subscriber::{Given, Open, Released, Subscriber},
+    subscriber::{Open, Released, Subscriber},
     wire,
 };
 use crate::{Access, BoxFuture, DeadLetter, SettleError, Settled, Settlement, Settler, Token};
