@@ -36,6 +36,8 @@
 //! - Unless `isDelayedDeliveryDeliverAtTimeStrict` is set, a delay shorter than the tick
 //!   (`delayedDeliveryTickTimeMillis`, 1 s by default) is no delay: the message comes at once.
 //!   Longer ones come up to a tick late.
+//! - What was acknowledged is deleted with its whole ledger, some time later: so a second
+//!   subscription of an `UntilAcked` topic, which Pulsar does not mind, may find it.
 //! - One consumer of a `Shared` subscription gets first deliveries in their order; with several, or
 //!   after something was handed back, Pulsar promises none.
 

@@ -278,7 +278,8 @@ impl Producer {
             return Err(ended.clone());
         }
         let Some(open) = &state.open else {
-            return Err(PublishError::NotSent("the connection is down".into()));
+            let why = "the publisher is not open: its connection is down, or its topic moves";
+            return Err(PublishError::NotSent(why.into()));
         };
         let count = entry.metadata.num_messages_in_batch.unwrap_or(1);
         let sequence = entry.sequence.unwrap_or(state.next);

@@ -92,7 +92,9 @@ impl Subscriber {
         let pool = pool.ok_or(SettleError::Closed)?;
         match self.opened() {
             Ok(Some(open)) => Ok((pool, open)),
-            Ok(None) => Err(SettleError::NotSent("the connection is down".into())),
+            Ok(None) => Err(SettleError::NotSent(
+                "the consumer is not open: its connection is down, or its topic moves".into(),
+            )),
             Err(()) => Err(SettleError::LeaseLost(
                 "the consumer was closed, and the broker took back what it held".into(),
             )),
