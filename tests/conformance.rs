@@ -1,9 +1,11 @@
 //! The suite over every backend, and the proof that it sees: one named case for each property on
 //! each backend, and for each flaw that a property must catch.
 
+#[path = "../backends/tests/nsq/standin/mod.rs"]
+mod standin;
 mod support;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use queueproof::{
@@ -13,6 +15,7 @@ use queueproof::{
     results::Verdict,
 };
 use queueproof_backends::flawed::Flaw;
+use standin::{Options, StandIn};
 use support::{broker, nats_at, play};
 
 fn main() -> ExitCode {
@@ -39,11 +42,15 @@ fn main() -> ExitCode {
         honest(&mut trials, name, &backend);
         brokers.push(broker);
     }
+    // NSQ's client path is tried also where there is no nsqd: by a stand-in, which no table shows.
+    let standin = StandIn::start(Options::default());
+    honest(&mut trials, "the stand-in of nsqd", &nsq_standing_in(&standin));
+
     let mut arguments = Arguments::from_args();
     // They wait most of the time.
     arguments.test_threads.get_or_insert(8);
     let code = libtest_mimic::run(&arguments, trials).exit_code();
-    drop(brokers); // they stop here, whatever was found
+    drop((brokers, standin)); // they stop here, whatever was found
     code
 }
 
@@ -72,6 +79,16 @@ fn pulsar(url: String, admin_url: Option<String>) -> BackendPlan {
 fn nsq(url: String, http_url: Option<String>) -> BackendPlan {
     let settings = config::Nsq { url: Some(url), http_url, ..config::Nsq::default() };
     BackendPlan::Nsq(Box::new(settings))
+}
+
+/// It looks after new channels at once.
+fn nsq_standing_in(standin: &StandIn) -> BackendPlan {
+    BackendPlan::Nsq(Box::new(config::Nsq {
+        url: Some(format!("nsq://{}", standin.tcp)),
+        http_url: Some(format!("http://{}", standin.http)),
+        new_channel_wait: Duration::ZERO,
+        ..config::Nsq::default()
+    }))
 }
 
 fn passes(backend: BackendPlan, property: &'static Property) -> Result<(), Failed> {

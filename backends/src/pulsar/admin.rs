@@ -35,6 +35,8 @@ pub(super) struct Found {
 pub(super) struct DelayRule {
     /// How often it looks for messages that are due.
     pub(super) tick: Duration,
+    /// Whether it never delivers early; if not, it does by up to a tick.
+    pub(super) strict: bool,
     /// Whether it delays at all.
     pub(super) enabled: bool,
 }
@@ -186,6 +188,7 @@ impl Admin {
         let tick = self.configured("delayedDeliveryTickTimeMillis").await?.parse().ok()?;
         Some(DelayRule {
             tick: Duration::from_millis(tick),
+            strict: self.configured("isDelayedDeliveryDeliverAtTimeStrict").await? == "true",
             enabled: self.configured("delayedDeliveryEnabled").await? == "true",
         })
     }
