@@ -38,8 +38,8 @@ impl Http {
             .use_preconfigured_tls((*tls.config()?).clone())
             // A broker is reached directly, whatever the environment says of proxies.
             .no_proxy()
-            // A kept connection belongs to the runtime that opened it, and this client may serve
-            // several, one after the other.
+            // No socket outlives its request: one would belong to the runtime that opened it, and
+            // a connection that was closed must leave none.
             .pool_max_idle_per_host(0)
             .connect_timeout(connect_timeout)
             .timeout(request_timeout)

@@ -234,6 +234,15 @@ fn missing(
         if !sent.stored() || came(i) || !owed(i) {
             continue;
         }
+        // A delayed message is owed when its delay has passed, and not before.
+        let resolution = evidence.header.capabilities.limits.publish_delay_resolution;
+        let due = sent.op.delay.map_or(0, |delay| sent.at.1 + delay + nanos(resolution));
+        if due.saturating_add(evidence.tolerance()) > subscription.drained.unwrap_or_default()
+            && sent.op.delay.is_some()
+        {
+            findings.undecided("the drain ended before every delayed message was due");
+            continue;
+        }
         let told = evidence.publishes[i].op.outcome
             == crate::history::Published::Confirmed {
                 duplicate: Some(false),

@@ -1,8 +1,8 @@
 //! `redelivery/`: what was not acknowledged comes back, when it should; what was does not.
 
-use std::time::Duration;
+use std::{cell::RefCell, time::Duration};
 
-use futures::future::join_all;
+use futures::future::{join_all, try_join_all};
 use queueproof_backends::{
     Capability::{AckTimeout, AttemptCount, DeadLetter, Nack, NackDelay, Touch, WorkQueue},
     Disconnect, Retention,
@@ -11,7 +11,7 @@ use queueproof_backends::{
 
 use super::{
     Property, Stage,
-    stage::{Delivery, Subscribe, Subscription, Topic},
+    stage::{Consumer, Delivery, Subscribe, Subscription, Topic},
 };
 use crate::{
     checker::{
@@ -143,8 +143,9 @@ pub(super) static PROPERTIES: &[Property] = &[
     Property {
         id: "redelivery/late-ack",
         title: "An acknowledgement after the lock was lost is refused, or is an acknowledgement.",
-        doc: "A consumer loses its lock by the ack timeout, another is given the message and holds \
-              it; the first acknowledges late; the other hands the message back. If the broker \
+        doc: "A consumer loses its locks by the ack timeout, and others are given the messages and \
+              hold them; the first acknowledges late what others hold; they hand it back. If the \
+              broker \
               refused the late acknowledgement the message must come again; if it took it, the \
               message is done. (It was worked on: nothing is lost.) What happens is reported.",
         needs: &[WorkQueue, Nack, AckTimeout],
@@ -557,32 +558,65 @@ fn judge_reject(evidence: &Evidence<'_>, findings: &mut Findings) {
     findings.key_figure = format!("{} of {rejected} moved", moved(evidence));
 }
 
+/// Receives with all consumers, until a time of the ledger or until there are `most`, and keeps
+/// all; each with the place of its consumer.
+async fn keep<'s>(
+    stage: &Stage,
+    consumers: &mut [Consumer<'s>],
+    until: u64,
+    most: usize,
+) -> Result<Vec<(usize, Delivery<'s>)>, Halt> {
+    let kept = RefCell::new(Vec::new());
+    let keeping = consumers.iter_mut().enumerate().map(async |(place, consumer)| {
+        while let left @ 1.. = until.saturating_sub(stage.now())
+            && kept.borrow().len() < most
+        {
+            let linger = Duration::from_nanos(left).min(stage.suite.tolerance / 10);
+            let received = consumer.receive(most, linger).await?;
+            kept.borrow_mut().extend(received.into_iter().map(|delivery| (place, delivery)));
+        }
+        Ok::<_, Halt>(())
+    });
+    try_join_all(keeping).await?;
+    Ok(kept.into_inner())
+}
+
 async fn late_ack(stage: &Stage) -> Result<(), Halt> {
     let director = stage.connect().await?;
     let (topic, subscription) = stage.work_queue(&director).await?;
-    let mut late = stage.connect().await?.consumer(&subscription, 10).await?;
+    let mut consumers = vec![stage.connect().await?.consumer(&subscription, LATE).await?];
     let mut publisher = director.publisher(&topic).await?;
-    let (taken, _) = futures::join!(late.take(10), publisher.send(10));
-    let lapsed = taken?;
-    let mut other = stage.connect().await?.consumer(&subscription, 10).await?;
-    // About half of what comes back goes to the other consumer, which holds it.
+    // All that takes time happens before, but for what would compete for the first deliveries.
+    let others = try_join_all((0..3).map(|_| stage.connect())).await?;
+    let all = LATE as usize;
+    let soon = stage.now() + nanos(stage.quiet());
+    let (first, _) = futures::join!(keep(stage, &mut consumers, soon, all), publisher.send(LATE));
+    let first = first?;
+    // The locks pass, and the messages go to somebody again, most of them to one of the others.
+    let open = others.iter().map(|other| other.consumer(&subscription, LATE));
+    consumers.extend(try_join_all(open).await?);
     let until = stage.now() + nanos(stage.suite.ack_timeout + stage.suite.tolerance);
-    let mut held = Vec::new();
-    let holding = async {
-        while let left @ 1.. = until.saturating_sub(stage.now()) {
-            held.extend(other.receive(10, Duration::from_nanos(left)).await?);
-        }
-        Ok::<_, Halt>(())
+    let again = keep(stage, &mut consumers, until, usize::MAX).await?;
+    let elsewhere = |(place, lapsed): &&(usize, Delivery<'_>)| {
+        again.iter().any(|(other, held)| other != place && held.seen == lapsed.seen)
     };
-    let (one, another) = futures::join!(holding, late.ack_until(until));
-    one.and(another)?;
-    stage.mark("held-by-another", held.len() as i64);
-    let answers = join_all(lapsed.iter().map(Delivery::ack)).await;
+    let late: Vec<_> = first.iter().filter(elsewhere).map(|(_, lapsed)| lapsed).collect();
+    stage.mark("held-by-another", late.len() as i64);
+    let answers = join_all(late.iter().map(|lapsed| lapsed.ack())).await;
     let refused = answers.iter().filter(|a| matches!(a, SettleOutcome::LeaseLost)).count();
     stage.mark("late-acks-refused", refused as i64);
-    join_all(held.iter().map(|delivery| delivery.nack(None))).await;
-    stage.drain(&mut [other, late]).await
+    join_all(again.iter().map(async |(_, held)| {
+        match late.iter().any(|lapsed| lapsed.seen == held.seen) {
+            true => held.nack(None).await,
+            false => held.ack().await,
+        }
+    }))
+    .await;
+    stage.drain(&mut consumers).await
 }
+
+/// How many messages there are whose locks pass.
+const LATE: u32 = 20;
 
 fn judge_late_ack(evidence: &Evidence<'_>, findings: &mut Findings) {
     let held = evidence.mark("held-by-another").map_or(0, |(_, n)| n);

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::sync::OnceCell;
 
 use super::{PulsarSettings, auth::Credentials};
 use crate::{BackendError, Depth, ErrorKind, Retention, Start, http::Answer, http::Http};
@@ -14,6 +15,8 @@ pub(super) struct Admin {
     http: Http,
     credentials: Arc<Credentials>,
     settings: Arc<PulsarSettings>,
+    /// The broker's own settings, asked for once; `None` where it does not show them.
+    configuration: Arc<OnceCell<Option<Value>>>,
 }
 
 /// What connecting found out about the broker and the namespace.
@@ -23,8 +26,7 @@ pub(super) struct Found {
     pub(super) version: String,
     /// Whether the broker deduplicates in the namespace; if not, why that was left so.
     pub(super) dedup: Result<(), String>,
-    /// By how much the broker may be early with a delayed message and how exact it is, where it
-    /// tells.
+    /// The broker's rule for delayed messages, where it tells.
     pub(super) delay: Option<DelayRule>,
 }
 
@@ -33,8 +35,6 @@ pub(super) struct Found {
 pub(super) struct DelayRule {
     /// How often it looks for messages that are due.
     pub(super) tick: Duration,
-    /// Whether it never delivers early; if not, it does by up to a tick.
-    pub(super) strict: bool,
     /// Whether it delays at all.
     pub(super) enabled: bool,
 }
@@ -73,7 +73,7 @@ impl Admin {
             settings.request_timeout,
         )?;
         let (settings, credentials) = (Arc::clone(settings), Arc::clone(credentials));
-        Ok(Admin { http, credentials, settings })
+        Ok(Admin { http, credentials, settings, configuration: Arc::default() })
     }
 
     async fn ask(
@@ -98,6 +98,8 @@ impl Admin {
             StatusCode::NOT_FOUND => ErrorKind::NotFound,
             StatusCode::CONFLICT => ErrorKind::Conflict,
             StatusCode::PRECONDITION_FAILED => ErrorKind::InvalidArgument,
+            // What the broker's configuration switches off.
+            StatusCode::METHOD_NOT_ALLOWED => ErrorKind::Unsupported,
             _ => ErrorKind::Other,
         };
         self.http.failure(kind, doing, answer)
@@ -129,7 +131,9 @@ impl Admin {
         let policies = self.http.json(&doing, &answer)?;
         match policies["deduplicationEnabled"].as_bool() {
             Some(true) => return Ok(Ok(())),
-            None if self.broker_deduplicates().await => return Ok(Ok(())),
+            None if self.configured("brokerDeduplicationEnabled").await == Some("true") => {
+                return Ok(Ok(()));
+            }
             _ => {}
         }
         let own = namespace == OWN_NAMESPACE || policies["properties"][MADE].is_string();
@@ -168,24 +172,21 @@ impl Admin {
         Err(self.failure(&format!("making the namespace {tenant}/{namespace}"), &answer))
     }
 
-    /// The broker's own settings, which only an administrator may read.
-    async fn configuration(&self) -> Option<Value> {
-        let answer = self.ask(Method::GET, "/brokers/configuration/runtime", None).await.ok()?;
-        serde_json::from_str(&answer.body).ok()
-    }
-
-    async fn broker_deduplicates(&self) -> bool {
-        let configuration = self.configuration().await;
-        configuration.is_some_and(|c| c["brokerDeduplicationEnabled"] == "true")
+    /// One of the broker's own settings, which only an administrator may read.
+    async fn configured(&self, name: &str) -> Option<&str> {
+        let configuration = self.configuration.get_or_init(|| async {
+            let path = "/brokers/configuration/runtime";
+            let answer = self.ask(Method::GET, path, None).await.ok()?;
+            serde_json::from_str(&answer.body).ok()
+        });
+        configuration.await.as_ref()?[name].as_str()
     }
 
     async fn delay_rule(&self) -> Option<DelayRule> {
-        let configuration = self.configuration().await?;
-        let text = |name: &str| configuration[name].as_str();
+        let tick = self.configured("delayedDeliveryTickTimeMillis").await?.parse().ok()?;
         Some(DelayRule {
-            tick: Duration::from_millis(text("delayedDeliveryTickTimeMillis")?.parse().ok()?),
-            strict: text("isDelayedDeliveryDeliverAtTimeStrict")? == "true",
-            enabled: text("delayedDeliveryEnabled")? == "true",
+            tick: Duration::from_millis(tick),
+            enabled: self.configured("delayedDeliveryEnabled").await? == "true",
         })
     }
 

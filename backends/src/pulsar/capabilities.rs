@@ -70,8 +70,8 @@ fn support(capability: Capability, found: &Found, batching: bool) -> Support {
         ),
         Capability::DeadLetter => emulated(
             "as in Pulsar's own clients the consumer publishes to the dead-letter topic and \
-             acknowledges here; it counts by the broker's redelivery counts, which the broker \
-             keeps in memory while the subscription has a consumer",
+             acknowledges here; it goes by the broker's redelivery counts, which leave out what a \
+             lost or leaving consumer held, and begin anew when the last consumer is gone",
         ),
         Capability::DelayedPublish => match found.delay {
             Some(DelayRule { enabled: false, .. }) => {

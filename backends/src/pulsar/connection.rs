@@ -15,17 +15,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::StreamExt;
 use pulsar::message::proto::BaseCommand;
 use tokio::{
-    io::{AsyncWriteExt, BufWriter},
     sync::{Notify, mpsc, oneshot, watch},
     task::JoinHandle,
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 
 use super::{
-    dial::{Address, Dialed, Dialer, challenged},
+    dial::{Address, Dialer},
     wire::{self, Frame},
 };
 use crate::BackendError;
@@ -36,12 +34,11 @@ pub(super) struct Connection {
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
-struct Shared {
-    dialer: Dialer,
-    state: Mutex<State>,
-    status: watch::Sender<Status>,
-    closing: Notify,
-    next_id: AtomicU64,
+pub(super) struct Shared {
+    pub(super) dialer: Dialer,
+    pub(super) state: Mutex<State>,
+    pub(super) status: watch::Sender<Status>,
+    pub(super) closing: Notify,
     max_message: AtomicUsize,
 }
 
@@ -56,20 +53,28 @@ pub(super) struct Status {
 }
 
 #[derive(Default)]
-struct State {
-    up: Option<Up>,
+pub(super) struct State {
+    pub(super) up: Option<Up>,
     /// Who waits for the answer to a request, by its id.
-    pending: HashMap<u64, mpsc::UnboundedSender<BaseCommand>>,
+    pending: HashMap<u64, Waiting>,
     /// Who waits for a `PONG`, in the order of the `PING`s; `None` for those that only look
     /// whether the broker is there.
-    pings: VecDeque<Option<oneshot::Sender<()>>>,
-    owners: HashMap<(Kind, u64), Arc<dyn Owner>>,
+    pub(super) pings: VecDeque<Option<oneshot::Sender<()>>>,
+    pub(super) owners: HashMap<(Kind, u64), Arc<dyn Owner>>,
 }
 
 /// The present socket.
-struct Up {
+pub(super) struct Up {
     generation: u64,
-    outgoing: mpsc::UnboundedSender<Bytes>,
+    pub(super) outgoing: mpsc::UnboundedSender<Bytes>,
+}
+
+/// Who waits for an answer.
+enum Waiting {
+    /// Whoever asked.
+    For(mpsc::UnboundedSender<BaseCommand>),
+    /// Nobody: what was asked to close is forgotten then.
+    ToForget(Kind, u64),
 }
 
 /// What an id of a connection belongs to.
@@ -83,8 +88,8 @@ pub(super) enum Kind {
 pub(super) trait Owner: Send + Sync {
     /// The broker sent it this.
     fn told(&self, frame: Frame);
-    /// The socket that it was opened on is lost.
-    fn lost(&self);
+    /// The socket on which it was opened by this id is lost.
+    fn lost(&self, id: u64);
 }
 
 /// What became of a request without an answer.
@@ -105,16 +110,8 @@ pub(super) struct Pending {
     shared: Arc<Shared>,
 }
 
-/// After how long without a word from the broker it is asked whether it is there, and after how
-/// long it is taken for lost. (A broker asks every 30 s by itself.)
-const QUIET: Duration = Duration::from_secs(10);
-const DEAD: Duration = Duration::from_secs(30);
-
-/// The longest pause between two attempts to connect again.
-const BACK_OFF: Duration = Duration::from_secs(1);
-
 /// How long what is left may take to be written when the connection is closed.
-const CLOSING: Duration = Duration::from_secs(2);
+pub(super) const CLOSING: Duration = Duration::from_secs(2);
 
 const DOWN: &str = "the connection is down";
 pub(super) const LOST: &str = "the connection was lost";
@@ -132,7 +129,6 @@ impl Connection {
             state: Mutex::default(),
             status: watch::Sender::new(Status::default()),
             closing: Notify::new(),
-            next_id: AtomicU64::new(1),
             max_message: AtomicUsize::new(dialed.max_message),
         });
         let outgoing = shared.rise(1, dialed.max_message);
@@ -140,17 +136,22 @@ impl Connection {
         Ok(Arc::new(Connection { shared, task: Mutex::new(Some(task)) }))
     }
 
-    /// How to connect to another broker of the same cluster.
-    pub(super) fn dialer_to(&self, address: Address, proxy_to: Option<String>) -> Dialer {
-        let dialer = &self.shared.dialer;
-        Dialer {
-            address,
-            through: None,
-            proxy_to,
-            tls: Arc::clone(&dialer.tls),
-            credentials: Arc::clone(&dialer.credentials),
-            connect_timeout: dialer.connect_timeout,
-        }
+    /// The broker's address.
+    pub(super) fn address(&self) -> &Address {
+        &self.shared.dialer.address
+    }
+
+    /// How to connect to another broker of the same cluster: at its own address, or by the proxy
+    /// at this one's.
+    pub(super) fn dialer_to(&self, broker: &Address, by_proxy: bool) -> Dialer {
+        let here = &self.shared.dialer;
+        let (address, through, proxy_to) = match by_proxy {
+            true => (here.address.clone(), here.through, Some(broker.at())),
+            false => (broker.clone(), None, None),
+        };
+        let (tls, credentials) = (Arc::clone(&here.tls), Arc::clone(&here.credentials));
+        let connect_timeout = here.connect_timeout;
+        Dialer { address, through, proxy_to, tls, credentials, connect_timeout }
     }
 
     /// The largest message that the broker takes, bytes.
@@ -166,9 +167,10 @@ impl Connection {
         *self.shared.status.borrow()
     }
 
-    /// A number that no request, producer or consumer of this connection has.
+    /// A number that no request, producer or consumer has, of this connection or any other.
     pub(super) fn id(&self) -> u64 {
-        self.shared.next_id.fetch_add(1, Ordering::Relaxed)
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        NEXT.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Waits until there is a socket, and returns its generation.
@@ -208,7 +210,7 @@ impl Connection {
         let (sender, answers) = mpsc::unbounded_channel();
         let mut state = lock(&self.shared.state);
         state.send(generation, bytes)?;
-        state.pending.insert(id, sender);
+        state.pending.insert(id, Waiting::For(sender));
         Ok(Pending { answers, id, shared: Arc::clone(&self.shared) })
     }
 
@@ -252,6 +254,28 @@ impl Connection {
         // The owner is dropped after the lock is released: it may come back here.
         let owner = lock(&self.shared.state).owners.remove(&(kind, id));
         drop(owner);
+    }
+
+    /// Closes a producer or consumer without waiting for the end of it: what the broker still
+    /// tells it, until it says that it is closed, reaches its owner. Where the socket of this
+    /// generation is gone, so is the producer or consumer.
+    pub(super) fn farewell(&self, generation: u64, kind: Kind, id: u64) {
+        let request = self.id();
+        let frame = match kind {
+            Kind::Producer => wire::close_producer(id, request),
+            Kind::Consumer => wire::close_consumer(id, request),
+        };
+        let Ok(bytes) = wire::encode(frame) else { return };
+        let mut state = lock(&self.shared.state);
+        let gone = match state.send(generation, bytes) {
+            Ok(()) => {
+                state.pending.insert(request, Waiting::ToForget(kind, id));
+                None
+            }
+            Err(_) => state.owners.remove(&(kind, id)),
+        };
+        drop(state);
+        drop(gone); // Without the lock: it may come back here.
     }
 
     /// Closes without waiting for the end of it.
@@ -313,23 +337,37 @@ impl State {
         }
     }
 
-    /// Answers a request; one that has another answer to come stays.
-    fn answer(&mut self, id: u64, command: BaseCommand, last: bool) {
-        let waiting = match last {
-            true => self.pending.remove(&id),
-            false => self.pending.get(&id).cloned(),
-        };
-        match waiting {
+    /// Answers a request; one that has another answer to come stays. Returns who is forgotten by
+    /// that, to be dropped without the lock.
+    pub(super) fn answer(
+        &mut self,
+        id: u64,
+        command: BaseCommand,
+        last: bool,
+    ) -> Option<Arc<dyn Owner>> {
+        match self.pending.get(&id) {
             // Nobody may wait for it any more.
-            Some(waiting) => drop(waiting.send(command)),
+            Some(Waiting::For(waiting)) => drop(waiting.send(command)),
+            Some(&Waiting::ToForget(kind, owner)) => {
+                self.pending.remove(&id);
+                return self.owners.remove(&(kind, owner));
+            }
             None => tracing::debug!(id, "an answer that nobody waits for"),
         }
+        if last {
+            self.pending.remove(&id);
+        }
+        None
     }
 }
 
 impl Shared {
     /// A new socket is there.
-    fn rise(&self, generation: u64, max_message: usize) -> mpsc::UnboundedReceiver<Bytes> {
+    pub(super) fn rise(
+        &self,
+        generation: u64,
+        max_message: usize,
+    ) -> mpsc::UnboundedReceiver<Bytes> {
         let (outgoing, queue) = mpsc::unbounded_channel();
         lock(&self.state).up = Some(Up { generation, outgoing });
         self.max_message.store(max_message, Ordering::Relaxed);
@@ -338,7 +376,7 @@ impl Shared {
     }
 
     /// The socket is gone: everything that waits is told.
-    fn fall(&self) {
+    pub(super) fn fall(&self) {
         let (up, pending, pings, owners) = {
             let mut state = lock(&self.state);
             let up = state.up.take();
@@ -351,191 +389,8 @@ impl Shared {
             status.losses += u64::from(up.is_some() && !status.closed);
         });
         drop((pending, pings));
-        for owner in owners.into_values() {
-            owner.lost();
+        for ((_, id), owner) in owners {
+            owner.lost(id);
         }
     }
-
-    async fn supervise(self: Arc<Self>, first: Dialed, queue: mpsc::UnboundedReceiver<Bytes>) {
-        let mut generation = 1;
-        let mut socket = Some((first, queue));
-        let mut pause = Duration::ZERO;
-        loop {
-            if let Some((dialed, queue)) = socket.take() {
-                let why = self.drive(dialed, queue).await;
-                self.fall();
-                if self.status.borrow().closed {
-                    return;
-                }
-                tracing::debug!(at = self.dialer.address.at(), why, "a Pulsar connection is lost");
-                pause = Duration::ZERO;
-            }
-            tokio::select! {
-                () = self.closing.notified() => return self.fall(),
-                () = sleep(pause) => {}
-            }
-            let dialed = tokio::select! {
-                () = self.closing.notified() => return self.fall(),
-                dialed = self.dialer.dial() => dialed,
-            };
-            match dialed {
-                Ok(dialed) => {
-                    generation += 1;
-                    let queue = self.rise(generation, dialed.max_message);
-                    socket = Some((dialed, queue));
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "connecting to Pulsar again");
-                    pause = (pause * 2).clamp(Duration::from_millis(50), BACK_OFF);
-                }
-            }
-        }
-    }
-
-    /// Reads and writes until the socket is lost or the connection closed; returns why.
-    async fn drive(&self, dialed: Dialed, mut queue: mpsc::UnboundedReceiver<Bytes>) -> String {
-        let Dialed { mut reader, writer, .. } = dialed;
-        let (challenge, mut challenges) = mpsc::unbounded_channel();
-        let reading = async {
-            let mut heard = Instant::now();
-            let mut asked = false;
-            let mut look = tokio::time::interval(Duration::from_secs(1));
-            loop {
-                tokio::select! {
-                    biased;
-                    frame = reader.next() => match frame {
-                        Some(Ok(frame)) => {
-                            (heard, asked) = (Instant::now(), false);
-                            self.hear(frame, &challenge);
-                        }
-                        Some(Err(error)) => return error.to_string(),
-                        None => return "the broker closed it".into(),
-                    },
-                    _ = look.tick() => match heard.elapsed() {
-                        silent if silent >= DEAD => {
-                            return format!("the broker was silent for {silent:?}");
-                        }
-                        silent if silent >= QUIET && !asked => {
-                            asked = true;
-                            self.ping();
-                        }
-                        _ => {}
-                    },
-                }
-            }
-        };
-        let writing = async {
-            let mut writer = BufWriter::with_capacity(128 << 10, writer);
-            while let Some(bytes) = queue.recv().await {
-                writer.write_all(&bytes).await?;
-                // Whatever else waits goes in the same write.
-                while let Ok(bytes) = queue.try_recv() {
-                    writer.write_all(&bytes).await?;
-                }
-                writer.flush().await?;
-            }
-            writer.shutdown().await
-        };
-        let authenticating = async {
-            while challenges.recv().await.is_some() {
-                let limit = self.dialer.connect_timeout;
-                match challenged(&self.dialer.credentials, limit).await {
-                    Ok(answer) => self.say(answer),
-                    Err(error) => return format!("no new credentials for the broker: {error}"),
-                }
-            }
-            std::future::pending().await
-        };
-        let closing = async {
-            self.closing.notified().await;
-            // Without a sender the writer ends when the queue is empty.
-            lock(&self.state).up = None;
-            sleep(CLOSING).await;
-        };
-        tokio::select! {
-            why = reading => why,
-            why = authenticating => why,
-            written = writing => match written {
-                Ok(()) => "closed".into(),
-                Err(error) => error.to_string(),
-            },
-            () = closing => "closed".into(),
-        }
-    }
-
-    /// Says something on the present socket, if there is one.
-    fn say(&self, frame: Frame) {
-        let state = lock(&self.state);
-        if let (Some(up), Ok(bytes)) = (&state.up, wire::encode(frame)) {
-            // One that is being lost needs no answer.
-            let _ = up.outgoing.send(bytes);
-        }
-    }
-
-    /// Asks whether the broker is there.
-    fn ping(&self) {
-        let mut state = lock(&self.state);
-        if let (Some(up), Ok(bytes)) = (&state.up, wire::encode(wire::ping()))
-            && up.outgoing.send(bytes).is_ok()
-        {
-            state.pings.push_back(None);
-        }
-    }
-
-    /// Takes in what the broker says.
-    fn hear(&self, frame: Frame, challenge: &mpsc::UnboundedSender<()>) {
-        let command = &frame.command;
-        if command.ping.is_some() {
-            return self.say(wire::pong());
-        }
-        if command.pong.is_some() {
-            let waiting = lock(&self.state).pings.pop_front();
-            if let Some(Some(waiting)) = waiting {
-                // Nobody may wait for it any more.
-                let _ = waiting.send(());
-            }
-            return;
-        }
-        if command.auth_challenge.is_some() {
-            // The receiver lives as long as the socket.
-            let _ = challenge.send(());
-            return;
-        }
-        if let Some(id) = owner_of(command) {
-            let owner = lock(&self.state).owners.get(&id).cloned();
-            match owner {
-                Some(owner) => owner.told(frame),
-                None => tracing::debug!(?id, "something for nobody"),
-            }
-            return;
-        }
-        let (id, last) = match command {
-            BaseCommand { success: Some(c), .. } => (Some(c.request_id), true),
-            BaseCommand { error: Some(c), .. } => (Some(c.request_id), true),
-            BaseCommand { producer_success: Some(c), .. } => {
-                (Some(c.request_id), c.producer_ready.unwrap_or(true))
-            }
-            BaseCommand { lookup_topic_response: Some(c), .. } => (Some(c.request_id), true),
-            BaseCommand { ack_response: Some(c), .. } => (c.request_id, true),
-            _ => (None, true),
-        };
-        match id {
-            Some(id) => lock(&self.state).answer(id, frame.command, last),
-            None => tracing::debug!(kind = command.r#type, "a command that is not expected"),
-        }
-    }
-}
-
-/// The producer or consumer that a command is for.
-fn owner_of(command: &BaseCommand) -> Option<(Kind, u64)> {
-    Some(match command {
-        BaseCommand { send_receipt: Some(c), .. } => (Kind::Producer, c.producer_id),
-        BaseCommand { message: Some(c), .. } => (Kind::Consumer, c.consumer_id),
-        BaseCommand { send_error: Some(c), .. } => (Kind::Producer, c.producer_id),
-        BaseCommand { close_producer: Some(c), .. } => (Kind::Producer, c.producer_id),
-        BaseCommand { close_consumer: Some(c), .. } => (Kind::Consumer, c.consumer_id),
-        BaseCommand { active_consumer_change: Some(c), .. } => (Kind::Consumer, c.consumer_id),
-        BaseCommand { reached_end_of_topic: Some(c), .. } => (Kind::Consumer, c.consumer_id),
-        _ => return None,
-    })
 }

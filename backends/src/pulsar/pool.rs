@@ -30,10 +30,14 @@ pub(super) struct Pool {
     /// Whether the broker deduplicates in the namespace; if not, why.
     pub(super) dedup: Result<(), String>,
     base: Arc<Connection>,
-    others: tokio::sync::Mutex<HashMap<String, Arc<Connection>>>,
+    others: Mutex<HashMap<String, Arc<Connection>>>,
+    /// Held while one of them is opened, so that each is opened once.
+    opening: tokio::sync::Mutex<()>,
     tasks: Mutex<Option<JoinSet<()>>>,
-    /// Kept so that the proxy lives as long as what goes through it.
-    link: Option<Arc<dyn Link>>,
+    /// Whether all goes through a link.
+    linked: bool,
+    /// Kept so that it lives as long as what goes through it.
+    _link: Option<Arc<dyn Link>>,
 }
 
 /// Why a request to a broker failed.
@@ -68,7 +72,9 @@ impl Pool {
         link: Option<Arc<dyn Link>>,
     ) -> Self {
         let tasks = Mutex::new(Some(JoinSet::new()));
-        Pool { settings, admin, dedup, base, others: Default::default(), tasks, link }
+        let linked = link.is_some();
+        let (others, opening) = Default::default();
+        Pool { settings, admin, dedup, base, others, opening, tasks, linked, _link: link }
     }
 
     /// The connection to the address of the settings.
@@ -87,9 +93,8 @@ impl Pool {
 
     /// How often one of the connections was lost, at most.
     pub(super) fn disconnects(&self) -> u64 {
-        // One that is just being opened has not been lost.
-        let others = self.others.try_lock();
-        let others = others.iter().flat_map(|o| o.values()).map(|c| c.now().losses);
+        let others = lock(&self.others);
+        let others = others.values().map(|other| other.now().losses);
         others.chain([self.base.now().losses]).max().unwrap_or(0)
     }
 
@@ -102,8 +107,8 @@ impl Pool {
     }
 
     /// The connection to the broker that serves a topic, and its present generation. With a link
-    /// it is always the one through the link: whoever is there then serves the topic, or says that
-    /// it does not.
+    /// it is one through the link: whoever is there then serves the topic, or says that it does
+    /// not.
     pub(super) async fn owner(
         &self,
         topic: &str,
@@ -147,10 +152,11 @@ impl Pool {
                 let code = answer.error.unwrap_or(ServerError::UnknownError as i32);
                 return Err(refused(code, answer.message.unwrap_or_default()));
             }
-            if self.link.is_some() {
+            let by_proxy = answer.proxy_through_service_url.unwrap_or(false);
+            if self.linked && !by_proxy {
                 return Ok((asked, generation));
             }
-            let next = self.named(&answer).await?;
+            let next = self.named(&answer, by_proxy).await?;
             if kind == Some(LookupType::Connect) {
                 let generation = next.up(left()).await?;
                 return Ok((next, generation));
@@ -162,12 +168,15 @@ impl Pool {
         Err(Fault::Refused(ServerError::UnknownError, words))
     }
 
-    /// The connection to the broker that an answer names.
+    /// The connection to the broker that an answer names; one behind a proxy is reached at the
+    /// address of the settings. (A standalone broker says that it is behind one, so that its
+    /// advertised address need not be right.)
     async fn named(
         &self,
         answer: &proto::CommandLookupTopicResponse,
+        by_proxy: bool,
     ) -> Result<Arc<Connection>, Fault> {
-        let here = dial::parse(&self.settings.url).map_err(Fault::Unreachable)?;
+        let here = self.base.address();
         let url = match here.tls {
             true => answer.broker_service_url_tls.as_deref(),
             false => answer.broker_service_url.as_deref(),
@@ -179,40 +188,39 @@ impl Pool {
         let there = dial::parse(url).map_err(|error| {
             Fault::Unreachable(error.during(&format!("a lookup leads to {url:?}")))
         })?;
-        let by_proxy = answer.proxy_through_service_url.unwrap_or(false);
-        if there == here && !by_proxy {
+        if there == *here {
             return Ok(Arc::clone(&self.base));
         }
-        self.connection_to(&there, by_proxy.then_some(here)).await
+        self.connection_to(&there, by_proxy).await
     }
 
     async fn connection_to(
         &self,
         broker: &Address,
-        proxy: Option<Address>,
+        by_proxy: bool,
     ) -> Result<Arc<Connection>, Fault> {
-        let mut others = self.others.lock().await;
-        if let Some(connection) = others.get(&broker.at()) {
+        let _opening = self.opening.lock().await;
+        if let Some(connection) = lock(&self.others).get(&broker.at()) {
             return Ok(Arc::clone(connection));
         }
-        let proxy_to = proxy.is_some().then(|| broker.at());
-        let dialer = self.base.dialer_to(proxy.unwrap_or_else(|| broker.clone()), proxy_to);
+        let dialer = self.base.dialer_to(broker, by_proxy);
         let opened = Connection::open(dialer).await.map_err(|error| {
             let doing = format!("a lookup leads to the broker at {}", broker.at());
             Fault::Unreachable(error.during(&doing))
         })?;
+        lock(&self.others).insert(broker.at(), Arc::clone(&opened));
         if self.is_closed() {
+            // Closing may have looked before it was there.
             opened.close().await;
             return Err(Lost::Closed.into());
         }
-        others.insert(broker.at(), Arc::clone(&opened));
         Ok(opened)
     }
 
     /// Makes sure, by a round trip on each, that the connections are up.
     pub(super) async fn round_trip(&self, limit: Duration) -> Result<(), Fault> {
         self.base.round_trip(limit).await?;
-        let others: Vec<_> = self.others.lock().await.values().cloned().collect();
+        let others: Vec<_> = lock(&self.others).values().cloned().collect();
         for other in others {
             other.round_trip(limit).await?;
         }
@@ -222,7 +230,7 @@ impl Pool {
     /// Closes all connections, and waits for all tasks.
     pub(super) async fn close(&self) {
         self.base.close().await;
-        let others = std::mem::take(&mut *self.others.lock().await);
+        let others = std::mem::take(&mut *lock(&self.others));
         futures::future::join_all(others.values().map(|other| other.close())).await;
         let tasks = lock(&self.tasks).take();
         if let Some(mut tasks) = tasks {
@@ -238,7 +246,7 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.base.shut();
-        self.others.get_mut().values().for_each(|other| other.shut());
+        lock(&self.others).values().for_each(|other| other.shut());
     }
 }
 

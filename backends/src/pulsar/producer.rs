@@ -104,10 +104,7 @@ struct Opening<'a> {
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
         if !self.done {
-            self.connection.unregister(Kind::Producer, self.id);
-            let request = self.connection.id();
-            // Where the socket is gone, so is the producer.
-            let _ = self.connection.send(self.generation, wire::close_producer(self.id, request));
+            self.connection.farewell(self.generation, Kind::Producer, self.id);
         }
     }
 }
@@ -281,7 +278,8 @@ impl Producer {
             return Err(ended.clone());
         }
         let Some(open) = &state.open else {
-            return Err(PublishError::NotSent("the connection is down".into()));
+            let why = "the publisher is not open: its connection is down, or its topic moves";
+            return Err(PublishError::NotSent(why.into()));
         };
         let count = entry.metadata.num_messages_in_batch.unwrap_or(1);
         let sequence = entry.sequence.unwrap_or(state.next);
@@ -321,13 +319,10 @@ impl Producer {
         }
     }
 
-    /// Closes it at the broker without waiting.
+    /// Closes it at the broker without waiting; confirmations that are due still come.
     pub(super) fn abandon(&self) {
         if let Some(open) = self.retire() {
-            let request = open.connection.id();
-            // Where the socket is gone, so is the producer.
-            let _ = open.connection.send(open.generation, wire::close_producer(open.id, request));
-            open.connection.unregister(Kind::Producer, open.id);
+            open.connection.farewell(open.generation, Kind::Producer, open.id);
         }
     }
 
@@ -436,8 +431,11 @@ impl Owner for Producer {
         }
     }
 
-    fn lost(&self) {
-        self.forsake(LOST);
+    fn lost(&self, id: u64) {
+        let elsewhere = lock(&self.state).open.as_ref().is_some_and(|open| open.id != id);
+        if !elsewhere {
+            self.forsake(LOST);
+        }
     }
 }
 

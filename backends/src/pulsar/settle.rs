@@ -7,10 +7,11 @@ use tokio::time::Instant;
 
 use super::{
     connection::{Lost, Pending},
+    given::Given,
     pool::Pool,
     producer::{Entry, Producer, properties},
     publisher::confirm,
-    subscriber::{Given, Open, Released, Subscriber},
+    subscriber::{Open, Released, Subscriber},
     wire,
 };
 use crate::{Access, BoxFuture, DeadLetter, SettleError, Settled, Settlement, Settler, Token};
@@ -91,7 +92,9 @@ impl Subscriber {
         let pool = pool.ok_or(SettleError::Closed)?;
         match self.opened() {
             Ok(Some(open)) => Ok((pool, open)),
-            Ok(None) => Err(SettleError::NotSent("the connection is down".into())),
+            Ok(None) => Err(SettleError::NotSent(
+                "the consumer is not open: its connection is down, or its topic moves".into(),
+            )),
             Err(()) => Err(SettleError::LeaseLost(
                 "the consumer was closed, and the broker took back what it held".into(),
             )),

@@ -2,30 +2,24 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::{
-        Arc, Mutex, Weak,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
-use pulsar::message::proto::{
-    self, CommandMessage, KeySharedMeta, KeySharedMode, MessageIdData, ServerError,
-    base_command::Type, command_subscribe::SubType,
-};
+use pulsar::message::proto::CommandMessage;
 use tokio::{
     sync::{Notify, Semaphore},
-    time::{Instant, sleep, sleep_until},
+    time::Instant,
 };
 
 use super::{
-    batch,
     connection::{Connection, Kind, Lost, Owner, lock},
-    pool::{Fault, PAUSE, Pool, is_passing, refused},
+    given::{Given, Spot},
+    pool::Pool,
     terms::Terms,
     wire::{self, Frame, Payload},
 };
-use crate::{BackendError, ErrorKind, Message};
+use crate::{BackendError, ErrorKind};
 
 /// A consumer of one subscription.
 pub(super) struct Subscriber {
@@ -38,32 +32,32 @@ pub(super) struct Subscriber {
     pub(super) pool: Weak<Pool>,
     /// How many messages are moved to the dead-letter topic at a time.
     pub(super) burying: Semaphore,
-    prefetch: u32,
-    state: Mutex<State>,
+    pub(super) prefetch: u32,
+    pub(super) state: Mutex<State>,
     /// There is something to receive.
     pub(super) arrived: Notify,
     /// Something has changed that the keeper must look at.
-    wake: Notify,
-    retired: Notify,
+    pub(super) wake: Notify,
+    pub(super) retired: Notify,
 }
 
 #[derive(Default)]
-struct State {
-    open: Option<Open>,
+pub(super) struct State {
+    pub(super) open: Option<Open>,
     /// What came and was not handed out.
     buffer: VecDeque<Arc<Given>>,
     /// How many were handed out for which the broker may send others, and does not know it.
-    owed: u32,
+    pub(super) owed: u32,
     held: HashMap<Spot, Held>,
     /// When what is held is due to go back.
-    deadlines: BTreeMap<(Instant, u64), Spot>,
+    pub(super) deadlines: BTreeMap<(Instant, u64), Spot>,
     locks: u64,
     /// What has used up its deliveries, to be moved away.
-    doomed: Vec<Arc<Given>>,
+    pub(super) doomed: Vec<Arc<Given>>,
     /// An id that the broker closed, perhaps before its opening was taken in.
-    closed_id: Option<u64>,
+    pub(super) closed_id: Option<u64>,
     ended: Option<BackendError>,
-    closed: bool,
+    pub(super) closed: bool,
 }
 
 /// Where it is open.
@@ -72,25 +66,6 @@ pub(super) struct Open {
     pub(super) connection: Arc<Connection>,
     pub(super) generation: u64,
     pub(super) id: u64,
-}
-
-/// Where a message is: its entry, and its place in it or -1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Spot {
-    pub(super) ledger: u64,
-    pub(super) entry: u64,
-    pub(super) index: i32,
-}
-
-/// A message that the broker sent.
-#[derive(Debug)]
-pub(super) struct Given {
-    pub(super) spot: Spot,
-    pub(super) message: Message,
-    pub(super) attempt: u32,
-    /// How many of its entry's messages are not acknowledged, where there are several.
-    pub(super) unacked: Option<Arc<AtomicUsize>>,
-    acked: AtomicUsize,
 }
 
 /// The lock of a delivery that was handed out.
@@ -102,27 +77,6 @@ struct Held {
 
 /// A delivery that was taken out of what is held, to be put back if that was too early.
 pub(super) struct Released(Option<Held>);
-
-impl Spot {
-    /// As the broker names its entry.
-    pub(super) fn entry_id(&self) -> MessageIdData {
-        MessageIdData { ledger_id: self.ledger, entry_id: self.entry, ..MessageIdData::default() }
-    }
-}
-
-impl Given {
-    /// Counts an acknowledgement; whether the entry as a whole is acknowledged now. Once is
-    /// enough.
-    pub(super) fn acknowledge(&self) -> bool {
-        match &self.unacked {
-            None => true,
-            Some(unacked) => match self.acked.swap(1, Ordering::AcqRel) {
-                0 => unacked.fetch_sub(1, Ordering::AcqRel) == 1,
-                _ => unacked.load(Ordering::Acquire) == 0,
-            },
-        }
-    }
-}
 
 impl Subscriber {
     pub(super) fn new(
@@ -148,134 +102,13 @@ impl Subscriber {
         })
     }
 
-    /// Opens it, and lets the broker send as much as the prefetch holds.
-    pub(super) async fn open(
-        self: &Arc<Self>,
-        pool: &Pool,
-        deadline: Instant,
-    ) -> Result<(), Fault> {
-        loop {
-            match self.try_open(pool, deadline).await {
-                Err(Fault::Refused(code, words)) if is_passing(code) => {
-                    if Instant::now() + PAUSE >= deadline {
-                        return Err(Fault::Refused(code, words));
-                    }
-                    sleep(PAUSE).await;
-                }
-                answer => return answer,
-            }
-        }
-    }
-
-    async fn try_open(self: &Arc<Self>, pool: &Pool, deadline: Instant) -> Result<(), Fault> {
-        let (connection, generation) = pool.owner(&self.topic, deadline).await?;
-        let open = Open { id: connection.id(), connection, generation };
-        open.connection.register(Kind::Consumer, open.id, Arc::clone(self) as Arc<dyn Owner>);
-        let opening = Opening(Some(open.clone()));
-        let command = self.command(pool, open.id);
-        let mut pending = open.connection.ask(generation, |request_id| {
-            wire::command(Type::Subscribe, |c| {
-                c.subscribe = Some(proto::CommandSubscribe { request_id, ..command });
-            })
-        })?;
-        let left = deadline.saturating_duration_since(Instant::now());
-        if let Some(error) = pending.wait(left).await?.error {
-            return Err(refused(error.error, error.message));
-        }
-        let mut state = lock(&self.state);
-        if state.closed {
-            return Err(Lost::Closed.into()); // Given up meanwhile: what is open is closed again.
-        }
-        if state.closed_id == Some(open.id) {
-            let words = "the broker closed the consumer as soon as it was open".into();
-            return Err(Fault::Refused(ServerError::ServiceNotReady, words));
-        }
-        open.connection.send(generation, wire::flow(open.id, self.prefetch))?;
-        state.owed = 0;
-        state.open = Some(open);
-        drop(state);
-        opening.done();
-        Ok(())
-    }
-
-    fn command(&self, pool: &Pool, consumer_id: u64) -> proto::CommandSubscribe {
-        let sub_type = match self.terms.by_key {
-            true => SubType::KeyShared,
-            false => SubType::Shared,
-        };
-        proto::CommandSubscribe {
-            topic: pool.full_name(&self.topic),
-            subscription: self.subscription.clone(),
-            sub_type: sub_type as i32,
-            consumer_id,
-            durable: Some(true),
-            // It exists: where it does not, nothing is to come into being by the way.
-            force_topic_creation: Some(false),
-            key_shared_meta: self.terms.by_key.then(|| KeySharedMeta {
-                key_shared_mode: KeySharedMode::AutoSplit as i32,
-                ..KeySharedMeta::default()
-            }),
-            ..proto::CommandSubscribe::default()
-        }
-    }
-
-    /// Opens it again whenever it is lost, and takes back what was held for too long, until it is
-    /// closed or cannot be opened any more.
-    pub(super) async fn keep(self: Arc<Self>) {
-        loop {
-            let next = lock(&self.state).deadlines.first_key_value().map(|((due, _), _)| *due);
-            tokio::select! {
-                () = self.wake.notified() => {}
-                () = self.retired.notified() => return,
-                () = at(next) => {}
-            }
-            for given in self.expire() {
-                self.bury_in_background(given);
-            }
-            let doomed = std::mem::take(&mut lock(&self.state).doomed);
-            for given in doomed {
-                self.bury_in_background(given);
-            }
-            let mut pause = Duration::ZERO;
-            while lock(&self.state).open.is_none() {
-                let Some(pool) = self.pool.upgrade().filter(|pool| !pool.is_closed()) else {
-                    return self.end(BackendError::new(ErrorKind::Closed, CLOSED));
-                };
-                let again = async {
-                    sleep(pause).await;
-                    self.open_again(&pool).await
-                };
-                let opened = tokio::select! {
-                    () = self.retired.notified() => return,
-                    opened = again => opened,
-                };
-                if let Err(error) = opened {
-                    tracing::debug!(topic = self.topic, %error, "opening a consumer again");
-                    if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Closed) {
-                        return self.end(error);
-                    }
-                    pause = (pause * 2).clamp(PAUSE, Duration::from_secs(1));
-                }
-            }
-        }
-    }
-
-    async fn open_again(self: &Arc<Self>, pool: &Pool) -> Result<(), BackendError> {
-        let doing = format!("opening a consumer of {} of {}", self.subscription, self.topic);
-        pool.base().up(self.limit).await.map_err(|lost| Fault::from(lost).explain(&doing))?;
-        // Where subscriptions come into being by the way, one that is gone would come back empty.
-        pool.admin.subscription_properties(&self.topic, &self.subscription).await?;
-        let opened = self.open(pool, Instant::now() + self.limit).await;
-        opened.map_err(|fault| fault.explain(&doing))
-    }
-
-    fn end(&self, error: BackendError) {
+    pub(super) fn end(&self, error: BackendError) {
         lock(&self.state).ended.get_or_insert(error);
         self.arrived.notify_one();
     }
 
     /// Gives up the locks that have passed, and returns what has used up its deliveries.
-    fn expire(&self) -> Vec<Arc<Given>> {
+    pub(super) fn expire(&self) -> Vec<Arc<Given>> {
         let now = Instant::now();
         let mut back = Vec::new();
         let mut used_up = Vec::new();
@@ -390,14 +223,8 @@ impl Subscriber {
     }
 
     fn take_in(&self, told: &CommandMessage, payload: Payload) {
-        let spot = |index| Spot {
-            ledger: told.message_id.ledger_id,
-            entry: told.message_id.entry_id,
-            index,
-        };
-        let batched = payload.metadata.num_messages_in_batch.is_some();
-        let messages = match batch::unpack(payload.metadata, payload.data) {
-            Ok(messages) => messages,
+        let (given, mut gone) = match Given::read(told, payload) {
+            Ok(read) => read,
             Err(problem) => {
                 return self.end(BackendError::new(
                     ErrorKind::Unsupported,
@@ -405,29 +232,12 @@ impl Subscriber {
                 ));
             }
         };
-        let attempt = told.redelivery_count.unwrap_or(0).saturating_add(1);
-        let unacked = batched.then(|| Arc::new(AtomicUsize::new(0)));
         let mut state = lock(&self.state);
         if state.open.as_ref().is_none_or(|open| open.id != told.consumer_id) {
             return; // Of an earlier opening: it comes again.
         }
-        let mut gone = 0;
-        for (index, message) in (0..).zip(messages) {
-            if batched && is_acked(&told.ack_set, index) {
-                gone += 1;
-                continue;
-            }
-            if let Some(unacked) = &unacked {
-                unacked.fetch_add(1, Ordering::AcqRel);
-            }
-            let given = Arc::new(Given {
-                spot: spot(if batched { index } else { -1 }),
-                message,
-                attempt,
-                unacked: unacked.clone(),
-                acked: AtomicUsize::new(0),
-            });
-            match self.terms.is_over(attempt) {
+        for given in given {
+            match self.terms.is_over(given.attempt) {
                 true => {
                     gone += 1;
                     state.doomed.push(given);
@@ -436,6 +246,7 @@ impl Subscriber {
             }
         }
         if gone > 0 {
+            // What nobody will be handed makes room as if it were.
             self.owe(&mut state, gone);
             self.wake.notify_one();
         }
@@ -446,30 +257,10 @@ impl Subscriber {
 
 pub(super) const CLOSED: &str = "the connection is closed";
 
-/// Undoes an opening that was given up.
-struct Opening(Option<Open>);
-
-impl Opening {
-    fn done(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Opening {
-    fn drop(&mut self) {
-        if let Some(open) = &self.0 {
-            open.abandon();
-        }
-    }
-}
-
 impl Open {
     /// Closes it at the broker without waiting.
     pub(super) fn abandon(&self) {
-        self.connection.unregister(Kind::Consumer, self.id);
-        let request = self.connection.id();
-        // Where the socket is gone, so is the consumer.
-        let _ = self.connection.send(self.generation, wire::close_consumer(self.id, request));
+        self.connection.farewell(self.generation, Kind::Consumer, self.id);
     }
 
     /// Hands entries back to the broker.
@@ -523,27 +314,15 @@ impl Owner for Subscriber {
         }
     }
 
-    fn lost(&self) {
+    fn lost(&self, id: u64) {
         {
             let mut state = lock(&self.state);
+            if state.open.as_ref().is_some_and(|open| open.id != id) {
+                return; // It is open elsewhere by now.
+            }
             state.open = None;
             state.forget();
         }
         self.wake.notify_one();
-    }
-}
-
-/// Whether the broker says that the message at this place of an entry is acknowledged. It counts
-/// those that are not, in words of 64 bits; without words all are unacknowledged.
-fn is_acked(unacked: &[i64], index: i32) -> bool {
-    let index = usize::try_from(index).unwrap_or(0);
-    !unacked.is_empty() && unacked.get(index / 64).is_none_or(|word| word >> (index % 64) & 1 == 0)
-}
-
-/// Until a time, or for ever.
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time).await,
-        None => std::future::pending().await,
     }
 }

@@ -181,6 +181,47 @@ impl Broker {
         assert!(self.run(), "Pulsar did not start again");
     }
 
+    /// A Pulsar proxy before it, that knows no other broker.
+    pub fn proxy(&self) -> Proxy {
+        let port = free_port();
+        let config = [
+            format!("brokerServiceURL={}", self.url()),
+            format!("brokerWebServiceURL={}", self.admin_url()),
+            "bindAddress=127.0.0.1".into(),
+            "advertisedAddress=127.0.0.1".into(),
+            format!("servicePort={port}"),
+            format!("webServicePort={}", free_port()),
+            format!("brokerProxyAllowedTargetPorts={}", self.port),
+            "brokerProxyAllowedIPAddresses=127.0.0.1".into(),
+            "clusterName=standalone".into(),
+        ];
+        let path = self.folder.path().join("proxy.conf");
+        fs::write(&path, config.join("\n")).unwrap();
+        let log = fs::File::create(self.folder.path().join("proxy.log")).unwrap();
+        let process = Command::new(self.home.join("bin/pulsar"))
+            .arg("proxy")
+            .env("PULSAR_PROXY_CONF", &path)
+            .env("PULSAR_LOG_DIR", self.folder.path().join("logs"))
+            .env("PULSAR_MEM", "-Xms64m -Xmx128m -XX:MaxDirectMemorySize=128m")
+            .env("PULSAR_GC", "-XX:+UseSerialGC")
+            .env("PULSAR_GC_LOG", "")
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut proxy = Proxy { process, port };
+        let began = Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            let log = || fs::read_to_string(self.folder.path().join("proxy.log")).unwrap();
+            assert!(began.elapsed() < Duration::from_secs(60), "{}", log());
+            assert!(proxy.process.try_wait().unwrap().is_none(), "{}", log());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        proxy
+    }
+
     /// Runs one of its tools, and returns what it prints.
     pub fn tool(&self, arguments: &[&str]) -> String {
         let run = Command::new(self.home.join("bin/pulsar"))
@@ -204,6 +245,19 @@ impl Broker {
 impl Drop for Broker {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// A Pulsar proxy; it is gone when this is dropped.
+pub struct Proxy {
+    process: Child,
+    pub port: u16,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 

@@ -20,6 +20,8 @@ pub fn add(cases: &mut Cases<'_>) {
     cases.add("names are refused before anything is sent", names);
     cases.add("what exists is not changed", existing);
     cases.add("topics are listed by the beginning of their names", listed);
+    cases.add("a Pulsar proxy leads to the broker behind it, through a link too", proxied);
+    cases.add("another name for the broker's address leads to it all the same", another_name);
     cases.add("closing leaves no connection, and everything of it is closed", closing);
     cases.add("dropping everything leaves no connection", dropping);
     cases.add("asking for the depth waits for a connection that comes back", depth_waits);
@@ -312,6 +314,50 @@ async fn dropping(broker: Arc<Broker>) {
     assert_eq!(count.load(Ordering::Relaxed), 1, "a publisher keeps its connection");
     drop((publisher, consumer));
     until("no connection is left", async || count.load(Ordering::Relaxed) == 0).await;
+}
+
+async fn proxied(broker: Arc<Broker>) {
+    let proxy = broker.proxy();
+    let settings =
+        PulsarSettings { url: format!("pulsar://127.0.0.1:{}", proxy.port), ..settings(&broker) };
+    let connector = PulsarConnector::new(settings).unwrap();
+    // It accepts connections before it can serve them.
+    until("the proxy is ready", async || connector.connect(None).await.is_ok()).await;
+    let link = connector.link().await.unwrap();
+    for link in [None, Some(Arc::clone(&link))] {
+        let connection = connector.connect(link.clone()).await.unwrap();
+        let topic = work_queue(&connection).await;
+        let mut publisher = plain(&connection, &topic).await;
+        let mut consumer = consumer(&connection, &topic, 4).await;
+        publish(&mut publisher, Message::new("x")).await.unwrap();
+        take(&mut consumer, 1).await[0].ack().await.unwrap();
+        until_depth(&connection, &topic, (0, 0)).await;
+        let Some(link) = link else { continue };
+        link.cut();
+        until("the loss is noticed", async || connection.disconnects() > 0).await;
+        assert!(
+            publish(&mut publisher, Message::new("y")).await.is_err(),
+            "it goes round the link"
+        );
+        link.heal();
+        let began = Instant::now();
+        while publish(&mut publisher, Message::new("z")).await.is_err() {
+            assert!(began.elapsed() < SOON, "it does not work again");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(bodies(&take(&mut consumer, 1).await), ["z"]);
+        timeout(SOON, connection.close()).await.unwrap();
+    }
+}
+
+async fn another_name(broker: Arc<Broker>) {
+    let url = format!("pulsar://localhost:{}", broker.port);
+    let settings = PulsarSettings { url, ..settings(&broker) };
+    let connection = PulsarConnector::new(settings).unwrap().connect(None).await.unwrap();
+    let topic = work_queue(&connection).await;
+    publish(&mut plain(&connection, &topic).await, Message::new("x")).await.unwrap();
+    until_depth(&connection, &topic, (1, 0)).await;
+    timeout(SOON, connection.close()).await.unwrap();
 }
 
 async fn depth_waits(broker: Arc<Broker>) {

@@ -22,6 +22,8 @@ pub fn add(cases: &mut Cases<'_>) {
     cases.add("an exclusive publisher is alone, and hands over when it goes", exclusive);
     cases.add("an exclusive publisher that lost its place is told so", fenced);
     cases.add("one that no longer waits for exclusive access is not in the queue", gives_up);
+    cases.add("one that waits for exclusive access goes on waiting when its topic moves", waits_on);
+    cases.add("a confirmation comes when its publisher is dropped, too", dropped);
     cases.add("several messages in one entry have a receipt and an acknowledgement each", batches);
 }
 
@@ -343,6 +345,43 @@ async fn gives_up(broker: Arc<Broker>) {
     let next = one.publisher(&topic, access(Access::WaitForExclusive));
     let mut next = timeout(SOON, next).await.expect("nobody stands in its way").unwrap();
     publish(&mut next, Message::new("x")).await.unwrap();
+}
+
+async fn waits_on(broker: Arc<Broker>) {
+    let (one, other) = (connect(&broker).await, connect(&broker).await);
+    let topic = work_queue(&one).await;
+    let first = one.publisher(&topic, access(Access::Exclusive)).await.unwrap();
+    let moving = async {
+        tokio::time::sleep(QUIET).await;
+        let path = format!("/admin/v2/persistent/public/queueproof/{topic}/unload");
+        assert_eq!(broker.ask("PUT", &path, "").unwrap().0, 204);
+        tokio::time::sleep(QUIET).await;
+        first.close().await;
+    };
+    let waiting = other.publisher(&topic, access(Access::WaitForExclusive));
+    let both = async { futures::join!(moving, waiting) };
+    let mut second = timeout(SOON * 2, both).await.expect("it got its turn").1.unwrap();
+    publish(&mut second, Message::new("x")).await.unwrap();
+}
+
+async fn dropped(broker: Arc<Broker>) {
+    let connection = connect(&broker).await;
+    let topic = work_queue(&connection).await;
+    for round in 0..10 {
+        let mut publisher = connection.publisher(&topic, named("n")).await.unwrap();
+        let mut confirmations = Vec::new();
+        for number in 0..20 {
+            let message = numbered(round * 20 + number, "x");
+            confirmations.push(publisher.publish(message).await.unwrap());
+        }
+        drop(publisher);
+        for confirmation in confirmations {
+            assert!(!duplicate(timeout(SOON, confirmation).await.unwrap()));
+        }
+        until("the name is free", async || connection.publisher(&topic, named("n")).await.is_ok())
+            .await;
+    }
+    until_depth(&connection, &topic, (200, 0)).await;
 }
 
 async fn batches(broker: Arc<Broker>) {
