@@ -49,9 +49,13 @@ pub fn render_comparison(
 /// The longest text of a file that is shown in one piece, characters.
 const LONGEST_TEXT: usize = 1000;
 
-/// Text of a file as it may be shown: a terminal obeys none of it, and it has an end.
+/// Text of a file as it may be shown: on one line, a terminal obeys none of it, and it has an end.
 pub fn plain(text: &str) -> String {
-    let visible = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    let visible = |c: char| match c {
+        c if c.is_whitespace() => ' ',
+        c if c.is_control() => '\u{fffd}',
+        c => c,
+    };
     let mut plain: String = text.chars().take(LONGEST_TEXT).map(visible).collect();
     if text.chars().nth(LONGEST_TEXT).is_some() {
         plain.push('…');

@@ -75,7 +75,7 @@ static FILES: LazyLock<Files> = LazyLock::new(|| {
     other["targets"][0]["name"] = "other".into();
     files.write("other.json", &other, "2026-05-04T12:00:00Z");
     let absent = json!({ "name": "memory", "backend": "memory", "broker_version": "",
-        "settings": null, "capabilities": null, "absent": "no such broker is installed",
+        "settings": null, "capabilities": null, "absent": "no such broker\n\tis installed",
         "properties": [] });
     other["targets"].as_array_mut().unwrap().push(absent);
     files.write("absent.json", &other, "2026-05-05T12:00:00Z");

@@ -403,7 +403,7 @@ fn summary(comparison: &Comparison) -> String {
     ];
     let compared: usize = comparison.targets.iter().map(|series| series.compared).sum();
     if comparison.files.len() > 1 {
-        parts.push(format!("{compared} properties compared"));
+        parts.push(format!("{} compared", counted(compared, "property", "properties")));
     }
     let mut parts = vec![parts.join(", ")];
     let changes = || comparison.targets.iter().flat_map(|series| &series.changes);
