@@ -21,7 +21,6 @@ pub fn judge(folder: &Path) -> Result<Results, HistoryError> {
             properties.push(judge_one(folder, target, id)?);
         }
         targets.push(TargetResult {
-            flaw: target.flaw.clone(),
             absent: target.absent.clone(),
             demonstrated: conformance::demonstrated(target.capabilities.as_ref(), &properties),
             name: target.name.clone(),

@@ -67,9 +67,6 @@ pub struct TargetResult {
     pub settings: serde_json::Value,
     /// What its backend declares; `None` where it could not be asked.
     pub capabilities: Option<Capabilities>,
-    /// The promise that was broken on purpose: these are no results of the broker.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub flaw: Option<String>,
     /// Why it was not there, where one of all backends has no broker on this machine; then there are
     /// no properties, and it does not count.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -101,7 +101,6 @@ pub fn run(
                 settings: target.settings.clone(),
                 capabilities: capabilities.clone(),
                 broken: broken.clone(),
-                flaw: target.flaw.map(|flaw| flaw.name().into()),
                 absent: absent.clone(),
                 properties: target.properties.iter().map(|p| p.id.into()).collect(),
             });
@@ -144,7 +143,6 @@ pub fn run(
             backend: target.backend.name().into(),
             broker_version: version,
             settings: target.settings.clone(),
-            flaw: target.flaw.map(|flaw| flaw.name().into()),
             absent,
             demonstrated: conformance::demonstrated(capabilities.as_ref(), &properties),
             capabilities,

@@ -53,6 +53,10 @@ impl Config {
             let mut settings = settings.map_err(|e| ConfigError::new(e.to_string()))?;
             settings["suite"] =
                 serde_json::to_value(&suite).map_err(|e| ConfigError::new(e.to_string()))?;
+            // Results of a promise that was broken on purpose must not be taken for the broker's.
+            if let Some(flaw) = selection.flaw {
+                settings["flaw"] = flaw.name().into();
+            }
             Ok(TargetPlan {
                 name: name.into(),
                 backend,

@@ -47,9 +47,6 @@ pub struct TargetRecord {
     pub capabilities: Option<Capabilities>,
     /// Why it could not be reached.
     pub broken: Option<String>,
-    /// The promise that was broken on purpose.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub flaw: Option<String>,
     /// Why it was not there at all, where that is no failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub absent: Option<String>,

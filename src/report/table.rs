@@ -55,7 +55,12 @@ fn verdicts(results: &Results, style: Style) -> Table {
     let mut table = table(Style { width: style.width.map(|width| width.max(wanted)), ..style });
     let title = |target: &TargetResult| match target.absent {
         Some(_) => Cell::new(absent_title(&target.name)),
-        None => Cell::new(title(&target.name, &target.backend, &target.broker_version)),
+        None => {
+            let title = title(&target.name, &target.backend, &target.broker_version);
+            let flaw =
+                target.settings["flaw"].as_str().map(|flaw| format!("\nwith the flaw {flaw}"));
+            Cell::new(title + &flaw.unwrap_or_default())
+        }
     };
     table.set_header(
         std::iter::once(Cell::new("property")).chain(results.targets.iter().map(title)),
