@@ -341,9 +341,9 @@ async fn never_after_ack(stage: &Stage) -> Result<(), Halt> {
     let director = stage.connect().await?;
     let (topic, subscription) = stage.work_queue(&director).await?;
     let linked = stage.connect_by_link().await?;
-    let mut consumer = linked.consumer(&subscription, 64).await?;
-    let mut publisher = director.publisher(&topic).await?;
     let count = stage.suite.messages.min(200);
+    let mut consumer = linked.consumer(&subscription, count).await?;
+    let mut publisher = director.publisher(&topic).await?;
     let (taken, _) = futures::join!(consumer.take(count as usize), publisher.send(count));
     let taken = taken?;
     stage.ack_all(&taken).await;
