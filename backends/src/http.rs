@@ -38,6 +38,9 @@ impl Http {
             .use_preconfigured_tls((*tls.config()?).clone())
             // A broker is reached directly, whatever the environment says of proxies.
             .no_proxy()
+            // No socket outlives its request: one would belong to the runtime that opened it, and
+            // a connection that was closed must leave none.
+            .pool_max_idle_per_host(0)
             .connect_timeout(connect_timeout)
             .timeout(request_timeout)
             .build()

@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_batch_is_cut_where_a_command_would_be_too_large_and_keeps_its_order() {
-        assert_eq!(chunks(&[], 10, 100), []);
+        assert!(chunks(&[], 10, 100).is_empty());
         assert_eq!(chunks(&[1, 1, 1], 2, 100), [0..2, 2..3]);
         assert_eq!(chunks(&[1, 1, 1], 1, 100), [0..1, 1..2, 2..3]);
         // 4 for the number of messages and 4 for the size of each.
