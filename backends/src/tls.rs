@@ -1,6 +1,9 @@
 //! Transport security of the backends that speak their protocol themselves: rustls on ring.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use rustls::{
     ClientConfig, RootCertStore,
@@ -16,6 +19,17 @@ pub struct Tls {
     pub ca_file: Option<PathBuf>,
     /// The client's own certificate and its key (PEM).
     pub client: Option<(PathBuf, PathBuf)>,
+}
+
+/// The system's certificates. Reading them takes some 20 ms (unoptimised), and every connection
+/// asks for them: so they are read once.
+static SYSTEM: OnceLock<RootCertStore> = OnceLock::new();
+
+fn system() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    // One that is not understood is not trusted; that is all.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots
 }
 
 impl Tls {
@@ -36,9 +50,7 @@ impl Tls {
                 false => Ok(all),
             }
         };
-        let mut roots = RootCertStore::empty();
-        // One of the system's that is not understood is not trusted; that is all.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        let mut roots = SYSTEM.get_or_init(system).clone();
         if let Some(file) = &self.ca_file {
             for certificate in certificates(file)? {
                 roots.add(certificate).map_err(|e| bad(file, &e))?;

@@ -1,4 +1,54 @@
-//! NSQ.
+//! NSQ, through a protocol client of the project's own.
+//!
+//! | contract | NSQ |
+//! |---|---|
+//! | connection | a socket for each publisher and each consumer, and HTTP for the rest |
+//! | topic | a topic |
+//! | subscription | a channel |
+//! | publish confirmation | `OK`, by its position; one for all messages of an `MPUB` |
+//! | prefetch | `RDY`, which counts unsettled deliveries too |
+//! | ack timeout | `msg_timeout` of the consumer's connection |
+//! | confirmed settlement | emulated: a `TOUCH` that must fail, after the batch |
+//!
+//! # Why not a client library
+//!
+//! The one that there is, tokio-nsq 0.14, takes nsqd's answer to one late acknowledgement for the
+//! end of the connection, and everything that the consumer holds goes to others (the test
+//! `one_late_acknowledgement_through_tokio_nsq_ends_its_connection_and_gives_everything_it_held_to_others`).
+//! An acknowledgement that is late is what a work queue must expect, and nothing around the library
+//! can save what its connection held.
+//!
+//! # What NSQ does not keep
+//!
+//! nsqd knows nothing of a topic's retention and keeps no ack timeout with a channel: the connector
+//! remembers both, in this process. A consumer of a channel that was made elsewhere has nsqd's
+//! default (`-msg-timeout`). A message is gone when every channel has finished it, whatever the
+//! retention; a topic without channels keeps its messages for the first one. nsqd makes a topic
+//! that is published to, and a channel that is subscribed to, if it is not there: this client asks
+//! first, when it opens and when it connects again.
+//!
+//! # Measured with nsqd 1.3.0
+//!
+//! - What a consumer holds whose connection is gone comes back when its ack timeout has passed, not
+//!   at once: nsqd does not look at a connection's deliveries when it ends.
+//! - nsqd looks for what is due every 100 ms: at 20 channels (`-queue-scan-selection-count`), chosen
+//!   at random. With up to that many, what is due comes up to 0.13 s late; with 60, up to 1.4 s. The
+//!   declared resolutions follow from the setting and from how many channels there are.
+//! - It finds a new channel up to 5 s after it was made, and there is no setting for that: until
+//!   then nothing times out and nothing delayed comes. Creating a subscription waits for it
+//!   ([`NsqSettings::new_channel_wait`]).
+//! - A delayed message that finds the memory queue full (`-mem-queue-size`) loses its delay, and so
+//!   does everything delayed when nsqd restarts: it is delivered at once.
+//! - While nsqd writes down a new topic or channel, publishes wait, up to 0.2 s.
+//! - Without a buffer for deliveries, as this client asks for, 58,000 a second came, each within
+//!   0.5 ms of its publish; with one it were 126,000, and a single one was 25 ms late (256 bytes, 2
+//!   cores). The backend is for work queues, so it has none.
+//!
+//! # Links
+//!
+//! The sockets of publishers and consumers go through a link, HTTP does not. So
+//! [`QueueBackend::depth`] and [`QueueBackend::topics`] first make sure that every consumer's socket
+//! answers. With a link nsqlookupd is not asked: it would lead past it.
 
 use std::{
     collections::BTreeMap,
@@ -39,10 +89,13 @@ pub struct NsqSettings {
     pub url: String,
     /// nsqd's HTTP address, `http://host:port`; `None` for the port after that of `url`.
     pub http_url: Option<String>,
-    /// HTTP addresses of `nsqlookupd`s, where consumers find every nsqd that has their topic;
-    /// empty for the one nsqd of `url`.
+    /// HTTP addresses of `nsqlookupd`s, where consumers find every nsqd that has their topic, and
+    /// share their prefetch among them; empty for the one nsqd of `url`. Publishers use that one
+    /// in any case.
     pub lookupd: Vec<String>,
-    /// Whether topics and channels are `#ephemeral`: held in memory alone.
+    /// Whether topics and channels are `#ephemeral`: held in memory alone. nsqd deletes such a
+    /// channel, with all that it holds, when its last consumer is gone, also when only its
+    /// connection was lost, and such a topic with its last channel.
     pub ephemeral: bool,
     /// How long connecting may take.
     pub connect_timeout: Duration,

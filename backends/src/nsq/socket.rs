@@ -134,3 +134,81 @@ async fn send(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use tokio::io::DuplexStream;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn socket() -> (Socket, DuplexStream) {
+        let (here, there) = tokio::io::duplex(1 << 16);
+        (Socket::new(Box::new(here), PATIENCE), there)
+    }
+
+    fn heartbeat() -> Vec<u8> {
+        [&[0, 0, 0, 15, 0, 0, 0, 0], wire::HEARTBEAT].concat()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_heartbeat_is_answered_and_silence_is_given_up() {
+        let (mut socket, mut there) = socket();
+        let began = Instant::now();
+        let peer = async {
+            for _ in 0..10 {
+                tokio::time::sleep(PATIENCE / 2).await;
+                there.write_all(&heartbeat()).await.unwrap();
+                let mut answer = [0; 4];
+                there.read_exact(&mut answer).await.unwrap();
+                assert_eq!(&answer, b"NOP\n");
+            }
+        };
+        let (lost, ()) = tokio::join!(socket.next(), peer);
+        assert!(matches!(lost, Err(Lost::Silent(_))), "{lost:?}");
+        assert_eq!(began.elapsed(), PATIENCE / 2 * 10 + PATIENCE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_came_while_this_program_slept_is_no_silence() {
+        let (mut socket, mut there) = socket();
+        there.write_all(&heartbeat()).await.unwrap();
+        there.write_all(&[0, 0, 0, 6, 0, 0, 0, 0, b'O', b'K']).await.unwrap();
+        tokio::time::advance(PATIENCE * 10).await;
+        assert_eq!(socket.next().await.unwrap(), Frame::Response("OK".into()));
+    }
+
+    #[tokio::test]
+    async fn cancelling_loses_neither_what_comes_nor_what_goes() {
+        let (mut socket, mut there) = socket();
+        let reading = tokio::spawn(async move {
+            let mut all = Vec::new();
+            there.write_all(&[0, 0, 0, 6, 0, 0]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            there.write_all(&[0, 0, b'O', b'K']).await.unwrap();
+            there.read_to_end(&mut all).await.unwrap();
+            all
+        });
+        let sent: Vec<u8> = (0..1_000_000_u32).map(|n| n as u8).collect();
+        socket.out.extend_from_slice(&sent);
+        let mut frame = None;
+        while frame.is_none() || !socket.out.is_empty() {
+            let patience = Duration::from_micros(50);
+            if let Ok(came) = tokio::time::timeout(patience, socket.next()).await {
+                frame = Some(came.unwrap());
+            }
+        }
+        assert_eq!(frame, Some(Frame::Response("OK".into())));
+        drop(socket);
+        assert!(reading.await.unwrap() == sent);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_stream_is_a_loss() {
+        let (mut socket, there) = socket();
+        drop(there);
+        assert!(matches!(socket.next().await, Err(Lost::Io(_))));
+    }
+}

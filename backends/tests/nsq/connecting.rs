@@ -123,7 +123,7 @@ pub async fn closing_leaves_no_socket_and_everything_of_it_is_closed(place: &Pla
     let held = take(&mut consumer, 1).await;
     assert_eq!(sockets_to(place.tcp()), 2);
     timeout(SOON, connection.close()).await.unwrap();
-    assert_eq!(sockets_to(place.tcp()), 0);
+    assert_eq!((sockets_to(place.tcp()), sockets_to(place.http())), (0, 0));
     let answer = publisher.publish(Message::new("x")).await.map(drop);
     assert_eq!(answer, Err(PublishError::Closed));
     let answers = publisher.publish_batch(vec![Message::new("x")]).await;

@@ -131,3 +131,18 @@ async fn refusals_of_a_whole_batch_are_those_of_each_message() {
     let answers = publisher.publish_batch(vec![Message::new("x"); 3]).await;
     assert_eq!(kinds(&answers), ["rejected"; 3]);
 }
+
+#[tokio::test]
+async fn a_server_that_answers_out_of_order_confirms_nothing() {
+    let place = place(Manner::RefusingOutOfOrder);
+    let connection = patient_queue(&place.connector()).await;
+    let mut publisher = publisher(&connection).await;
+    let mut consumer = consumer(&connection, 4).await;
+    publisher.publish_batch(vec![Message::new("x"); 2]).await;
+    let held = take(&mut consumer, 2).await;
+    let (one, another) = tokio::join!(held[0].ack(), held[1].ack());
+    for answer in [one, another] {
+        assert!(matches!(answer, Err(SettleError::Indeterminate(_))), "{answer:?}");
+    }
+    until("the connection is given up", async || connection.disconnects() == 1).await;
+}

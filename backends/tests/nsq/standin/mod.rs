@@ -64,6 +64,8 @@ pub enum Manner {
     RefusingSecond(&'static str),
     /// It takes the acknowledgements of a connection and closes it before it says which failed.
     ClosingUnsettled,
+    /// It keeps back each second refusal until it has sent the next one.
+    RefusingOutOfOrder,
     /// It confirms each publish twice.
     ConfirmingTwice,
     /// After the handshake it says nothing more, not even that it lives.

@@ -38,6 +38,7 @@ struct Session<'s> {
     authorized: bool,
     channel: Option<(String, String)>,
     published: u32,
+    kept_back: Option<String>,
 }
 
 /// Why a connection ends: with these words in an error frame, or without any.
@@ -76,6 +77,7 @@ async fn session(socket: TcpStream, shared: &Shared) -> std::io::Result<()> {
         authorized: false,
         channel: None,
         published: 0,
+        kept_back: None,
     };
     // What is to be sent is sent also after the last command.
     let (heartbeat, beats) = tokio::sync::watch::channel(session.heartbeat);
@@ -381,7 +383,17 @@ impl Session<'_> {
         };
         if let Err(why) = settled {
             let id = arguments[0];
-            self.send(1, format!("E_{command}_FAILED {command} {id} failed {why}"));
+            let words = format!("E_{command}_FAILED {command} {id} failed {why}");
+            drop(state);
+            let in_order = self.shared.options.manner != Manner::RefusingOutOfOrder;
+            if !in_order && self.kept_back.is_none() {
+                self.kept_back = Some(words);
+                return Ok(());
+            }
+            self.send(1, words);
+            if let Some(before) = self.kept_back.take() {
+                self.send(1, before);
+            }
         }
         Ok(())
     }
