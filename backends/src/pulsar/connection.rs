@@ -183,7 +183,9 @@ impl Connection {
         match timeout(limit, up).await {
             Ok(Ok(status)) if !status.closed => status.generation.ok_or(Lost::Closed),
             Ok(_) => Err(Lost::Closed),
-            Err(_) => Err(Lost::NotSent(format!("{DOWN}, and did not come back within {limit:?}"))),
+            Err(_) => {
+                Err(Lost::NotSent(format!("{DOWN}, and did not come back within {limit:.1?}")))
+            }
         }
     }
 
@@ -311,7 +313,7 @@ impl Pending {
     pub(super) async fn wait(&mut self, limit: Duration) -> Result<BaseCommand, Lost> {
         match timeout(limit, self.answer()).await {
             Ok(answer) => answer,
-            Err(_) => Err(Lost::Unanswered(format!("no answer came within {limit:?}"))),
+            Err(_) => Err(Lost::Unanswered(format!("no answer came within {limit:.1?}"))),
         }
     }
 
