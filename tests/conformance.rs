@@ -1,5 +1,6 @@
 //! The suite over every backend, and the proof that it sees: one named case for each property on
 //! each backend, and for each flaw that a property must catch.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "../backends/tests/nsq/standin/mod.rs"]
 mod standin;
