@@ -65,6 +65,7 @@ use crate::{BackendError, BoxFuture, Connector, ErrorKind, Link, QueueBackend, l
 mod address;
 mod admin;
 mod backend;
+mod barrier;
 mod capabilities;
 mod connect;
 mod connection;
