@@ -76,7 +76,7 @@ struct Stats {
 }
 
 /// An nsqd that nsqlookupd knows.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub(super) struct Producer {
     pub(super) broadcast_address: String,
     pub(super) tcp_port: u16,

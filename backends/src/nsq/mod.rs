@@ -69,6 +69,7 @@ use crate::{
 mod address;
 mod admin;
 mod backend;
+mod barrier;
 mod capabilities;
 mod connect;
 mod connection;

@@ -1,9 +1,4 @@
 //! The task of a consumer's socket.
-//!
-//! nsqd confirms no `FIN`, `REQ` or `TOUCH`; it answers only those that fail, with an error frame
-//! that names the message. But it carries out the commands of a connection one after the other. So
-//! what must be confirmed is followed by a command that fails for certain, a `TOUCH` of a message
-//! that does not exist: when its error comes, everything before it that brought no error was done.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -20,6 +15,7 @@ use tokio::{
 };
 
 use super::{
+    barrier::{self, Barrier, Batch, Item, Waits},
     connection::{Connection, Node, at, until_closed},
     consumer::{Command, Given, How, Inbox, gone},
     dial::{Backoff, Greeting},
@@ -53,6 +49,8 @@ pub(super) struct Receiver {
     losses: Arc<AtomicU64>,
     closed: watch::Receiver<bool>,
     ready: u32,
+    /// The highest `RDY` that nsqd takes.
+    most_ready: u32,
     /// The number of the socket.
     session: u64,
     /// How long a delivery stays locked on this socket.
@@ -73,31 +71,6 @@ pub(super) struct Receiver {
     unwanted: Vec<Id>,
     /// Whether nobody is left who could tell it anything.
     orphaned: bool,
-}
-
-/// Something that nsqd's answer to a barrier decides.
-struct Barrier {
-    nonce: Id,
-    what: Waits,
-}
-
-enum Waits {
-    Settlements(Batch),
-    Probe(oneshot::Sender<()>),
-    /// What was never handed out was given back.
-    Returned,
-}
-
-/// Settlements that are confirmed together.
-struct Batch {
-    how: How,
-    items: Vec<Item>,
-    answer: oneshot::Sender<Vec<Result<Settled, SettleError>>>,
-}
-
-struct Item {
-    given: Arc<Given>,
-    failed: Option<SettleError>,
 }
 
 /// A consumer that takes no more.
@@ -169,6 +142,7 @@ impl Receiver {
             losses: connection.count_losses(),
             closed: connection.closed(),
             ready,
+            most_ready: 0,
             session: 0,
             lock: Duration::ZERO,
             locked_until: Instant::now(),
@@ -252,7 +226,8 @@ impl Receiver {
     async fn serve(&mut self, mut socket: Socket, greeting: &Greeting) -> End {
         self.session += 1;
         self.lock = Duration::from_millis(greeting.msg_timeout);
-        wire::ready(&mut socket.out, self.ready.min(greeting.max_rdy_count));
+        self.most_ready = greeting.max_rdy_count;
+        wire::ready(&mut socket.out, self.ready.min(self.most_ready));
         for probe in std::mem::take(&mut self.probes) {
             self.barrier(&mut socket, Waits::Probe(probe));
         }
@@ -310,7 +285,7 @@ impl Receiver {
             Command::Ready(ready) => {
                 self.ready = ready;
                 if self.leaving.is_none() {
-                    wire::ready(&mut socket.out, ready);
+                    wire::ready(&mut socket.out, ready.min(self.most_ready));
                 }
             }
             Command::Probe(probe) => self.barrier(socket, Waits::Probe(probe)),
@@ -377,12 +352,10 @@ impl Receiver {
 
     /// Writes a command that fails for certain, to see when nsqd has come so far.
     fn barrier(&mut self, socket: &mut Socket, what: Waits) {
-        self.next_barrier = (self.next_barrier + 1) % 1_000_000;
-        let mut nonce = Id(*b"queueproof000000");
-        let digits = format!("{:06}", self.next_barrier);
-        nonce.0[10..].copy_from_slice(digits.as_bytes());
-        wire::touch(&mut socket.out, nonce);
-        self.barriers.push_back(Barrier { nonce, what });
+        self.next_barrier = (self.next_barrier + 1) % barrier::NUMBERS;
+        let barrier = Barrier::new(self.next_barrier, what);
+        wire::touch(&mut socket.out, barrier.nonce);
+        self.barriers.push_back(barrier);
     }
 
     /// Takes in what nsqd sent, or says why the socket is of no more use.
@@ -497,36 +470,6 @@ trait Same {
 impl Same for mpsc::WeakUnboundedSender<Command> {
     fn same(&self, given: &Given) -> bool {
         self.upgrade().is_some_and(|line| line.same_channel(&given.line))
-    }
-}
-
-impl Batch {
-    /// The last of them that this can be: where a message is settled twice, the first does it.
-    fn refused(&mut self, refusal: &Refusal) {
-        let verb = match self.how {
-            How::Finish => Verb::Fin,
-            How::Requeue(_) => Verb::Req,
-            How::Touch => Verb::Touch,
-        };
-        let open = |item: &&mut Item| item.failed.is_none() && item.given.id == refusal.id;
-        if let Some(item) = self.items.iter_mut().rev().find(open).filter(|_| verb == refusal.verb)
-        {
-            let why = format!("nsqd answered: {}", refusal.reason);
-            item.failed = Some(match refusal.lock_lost() {
-                true => SettleError::LeaseLost(why),
-                false => SettleError::Indeterminate(why),
-            });
-        }
-    }
-
-    /// Answers: what failed has failed, and the others are so.
-    fn answer_all(self, others: Result<Settled, SettleError>) {
-        let results = self.items.into_iter().map(|item| match item.failed {
-            Some(error) => Err(error),
-            None => others.clone(),
-        });
-        // Who has stopped waiting needs no answer.
-        let _ = self.answer.send(results.collect());
     }
 }
 

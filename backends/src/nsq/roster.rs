@@ -6,8 +6,8 @@ use std::{
 };
 
 use tokio::{
-    sync::mpsc,
-    time::{sleep, timeout},
+    sync::{mpsc, oneshot},
+    time::sleep,
 };
 
 use super::{
@@ -49,6 +49,9 @@ pub(super) struct Wanted {
     pub(super) longest_delay: Duration,
 }
 
+/// How long a socket to an nsqd that is gone may take to leave.
+const GRACE: Duration = Duration::from_secs(1);
+
 /// How often nsqlookupd is asked.
 const POLL: Duration = Duration::from_secs(2);
 
@@ -76,9 +79,16 @@ impl Lines {
         }
     }
 
-    /// Forgets those whose task has ended.
-    fn tidy(&self) {
-        self.state().lines.retain(|line| !line.commands.is_closed());
+    /// Forgets those whose task has ended, and lets those leave that lead to none of these.
+    fn keep(&self, known: &[(String, u16)]) {
+        self.state().lines.retain(|line| {
+            let keep = known.contains(&line.at);
+            if !keep {
+                let (left, _) = oneshot::channel();
+                let _ = line.commands.send(Command::Leave { grace: GRACE, left });
+            }
+            keep && !line.commands.is_closed()
+        });
     }
 
     fn has(&self, at: &(String, u16)) -> bool {
@@ -167,10 +177,15 @@ impl Follow {
     async fn run(self) {
         while !self.lines.is_closed() {
             let Some(connection) = self.connection.upgrade() else { return };
-            self.lines.tidy();
             match found(&self.shared, &connection, &self.terms.topic).await {
-                Ok(producers) => {
-                    for producer in producers {
+                Ok(found) => {
+                    if found.complete {
+                        let at = |p: &Producer| (p.broadcast_address.clone(), p.tcp_port);
+                        let mut known: Vec<_> = found.producers.iter().map(at).collect();
+                        known.push(connection.broadcast.clone());
+                        self.lines.keep(&known);
+                    }
+                    for producer in found.producers {
                         self.join(&connection, producer).await;
                     }
                 }
@@ -215,44 +230,49 @@ pub(super) async fn nodes(
 ) -> Result<Vec<Node>, BackendError> {
     let mut nodes = vec![connection.node.clone()];
     if uses_lookupd(shared, connection) {
-        for producer in found(shared, connection, topic).await? {
+        for producer in found(shared, connection, topic).await?.producers {
             nodes.push(node(shared, connection, &producer)?);
         }
     }
     Ok(nodes)
 }
 
-/// Those that nsqlookupd knows, without the one of the settings.
+/// What nsqlookupd knows, without the nsqd of the settings.
+struct Found {
+    producers: Vec<Producer>,
+    /// Whether all have answered.
+    complete: bool,
+}
+
+/// Asks every nsqlookupd. One that answers is enough.
 async fn found(
     shared: &Shared,
     connection: &Connection,
     topic: &str,
-) -> Result<Vec<Producer>, BackendError> {
-    let mut all: Vec<Producer> = Vec::new();
-    let mut problem = None;
+) -> Result<Found, BackendError> {
+    let mut producers: Vec<Producer> = Vec::new();
+    let (mut answered, mut problem) = (0, None);
     for at in &shared.settings.lookupd {
         let limit = connection.limit;
         let lookupd = Admin::new(at, "nsqlookupd", &shared.settings.tls, limit, limit)?;
-        match timeout(limit, lookupd.lookup(topic)).await {
-            Ok(Ok(producers)) => all.extend(producers),
-            Ok(Err(error)) => problem = Some(error),
-            Err(_) => {}
+        match lookupd.lookup(topic).await {
+            Ok(known) => {
+                answered += 1;
+                producers.extend(known);
+            }
+            Err(error) => problem = Some(error),
         }
     }
-    // One that answers is enough.
     match problem {
-        Some(error) if all.is_empty() => return Err(error),
+        Some(error) if answered == 0 => return Err(error),
         _ => {}
     }
     let own = &connection.broadcast;
-    let mut known: Vec<Producer> = Vec::new();
-    for producer in all {
-        let here = producer.broadcast_address == own.0 && producer.tcp_port == own.1;
-        if !here && !known.contains(&producer) {
-            known.push(producer);
-        }
-    }
-    Ok(known)
+    producers
+        .retain(|producer| (&producer.broadcast_address, producer.tcp_port) != (&own.0, own.1));
+    producers.sort();
+    producers.dedup();
+    Ok(Found { producers, complete: answered == shared.settings.lookupd.len() })
 }
 
 /// How to reach an nsqd that nsqlookupd knows.

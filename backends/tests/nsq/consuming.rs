@@ -150,6 +150,22 @@ pub async fn a_consumer_that_does_not_ask_locks_its_prefetch_and_loses_nothing(p
     assert_eq!((depth.unsettled, depth.waiting), (0, 0));
 }
 
+pub async fn a_prefetch_beyond_what_nsqd_takes_is_what_it_takes(place: &Place) {
+    let connection = patient_queue(&place.connector()).await;
+    let mut consumer = consumer(&connection, 1_000_000).await;
+    let mut publisher = publisher(&connection).await;
+    publisher.publish_batch(vec![Message::new("x"); 3000]).await;
+    // -max-rdy-count
+    until("it has all it may", async || {
+        connection.depth("t", "s").await.unwrap().unsettled == 2500
+    })
+    .await;
+    let taken = take(&mut consumer, 2500).await;
+    settle_all(&taken, Settlement::Ack).await;
+    take(&mut consumer, 500).await;
+    assert_eq!(connection.disconnects(), 0);
+}
+
 pub async fn what_a_consumer_was_never_handed_returns_at_once_when_it_leaves(place: &Place) {
     let connection = patient_queue(&place.connector()).await;
     let mut leaver = consumer(&connection, 16).await;

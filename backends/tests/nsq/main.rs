@@ -61,6 +61,7 @@ on_both! {
     consuming::what_came_on_a_connection_that_was_lost_can_be_settled_no_more
     consuming::an_acknowledgement_that_nobody_confirms_is_indeterminate_in_time
     consuming::a_consumer_that_does_not_ask_locks_its_prefetch_and_loses_nothing
+    consuming::a_prefetch_beyond_what_nsqd_takes_is_what_it_takes
     consuming::what_a_consumer_was_never_handed_returns_at_once_when_it_leaves
     consuming::what_was_handed_out_can_be_settled_after_its_consumer_was_closed
     consuming::a_consumer_that_is_dropped_gives_back_and_leaves_no_socket

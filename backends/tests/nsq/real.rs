@@ -3,8 +3,8 @@
 use std::{net::SocketAddr, path::Path, process::Command, time::Duration};
 
 use queueproof_backends::{
-    Connector, ConsumerOptions, Direction, ErrorKind, Message, PublisherOptions, Retention,
-    Settlement,
+    Connector, ConsumerOptions, Direction, ErrorKind, Message, PublishError, PublisherOptions,
+    Retention, SettleError, Settlement,
     nsq::{NsqConnector, NsqSettings, Tls},
     settle_all,
 };
@@ -199,8 +199,23 @@ async fn consumers_find_every_nsqd_that_has_their_topic() {
     let left = connection.depth("t", "s").await.unwrap();
     assert_eq!((left.waiting, left.unsettled), (20 - 12, 0));
     assert_eq!(connection.disconnects(), 0);
+    // One that is gone gets no share any more.
+    let mut consumer = connection.consumer("t", "s", OPTIONS).await.unwrap();
+    until("both have a share", async || elsewhere.depth("t", "s").await.unwrap().waiting == 0)
+        .await;
+    elsewhere.close().await;
+    drop(there);
+    for _ in 0..20 {
+        publish(&mut near, "near").await;
+    }
+    until("the whole prefetch is that of the other", async || {
+        let depth = connection.depth("t", "s").await;
+        depth.is_ok_and(|depth| depth.unsettled == u64::from(OPTIONS.prefetch))
+    })
+    .await;
+    take(&mut consumer, 16).await;
     connection.delete_topic("t").await.unwrap();
-    assert!(elsewhere.topics("t").await.unwrap().is_empty());
+    assert!(connection.topics("t").await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -250,4 +265,37 @@ async fn a_held_link_delays_and_loses_nothing() {
     }
     assert_eq!(linked.disconnects(), 0);
     assert_eq!(direct.depth("t", "s").await.unwrap().waiting, 0);
+}
+
+#[tokio::test]
+async fn an_nsqd_that_was_killed_and_started_again_is_used_again() {
+    if !is_there("a restart") {
+        return;
+    }
+    let place = Place::Real(Server::nsqd(&[]).await.unwrap());
+    let connection = patient_queue(&place.connector()).await;
+    let mut publisher = publisher(&connection).await;
+    let mut consumer = consumer(&connection, 4).await;
+    publish(&mut publisher, "before").await;
+    let held = take(&mut consumer, 1).await;
+    let Place::Real(mut server) = place else { return };
+    server.kill();
+    until("it is seen", async || connection.disconnects() == 1).await;
+    let down = publisher.publish(Message::new("x")).await.map(drop);
+    assert!(matches!(down, Err(PublishError::NotSent(_))), "{down:?}");
+    let lost = held[0].ack().await;
+    assert!(matches!(lost, Err(SettleError::LeaseLost(_))), "{lost:?}");
+    server.again().await;
+    until("it works again", async || match publisher.publish(Message::new("after")).await {
+        Ok(confirmation) => confirmation.await.is_ok(),
+        Err(_) => false,
+    })
+    .await;
+    until("it is consumed", async || {
+        let taken = consumer.receive(4, SOON).await.unwrap();
+        settle_all(&taken, Settlement::Ack).await;
+        taken.iter().any(|delivery| delivery.message.payload == "after")
+    })
+    .await;
+    assert_eq!(connection.disconnects(), 1);
 }

@@ -18,9 +18,10 @@ use tokio::{
 /// An nsqd, or an nsqlookupd; it and its data are gone when this is dropped.
 pub struct Server {
     process: Child,
+    command: Box<Command>,
     pub tcp: SocketAddr,
     pub http: SocketAddr,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 /// Where a program is: named, or on PATH.
@@ -62,40 +63,60 @@ impl Server {
         Self::start("nsqlookupd", &[], tempfile::tempdir().unwrap()).await
     }
 
-    async fn start(name: &str, flags: &[&str], folder: TempDir) -> Option<Server> {
+    async fn start(name: &str, flags: &[&str], mut folder: TempDir) -> Option<Server> {
         let binary = binary(name)?;
         // A port may be taken before the server has it: then another is tried.
         for _ in 0..5 {
             let address = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
             let (tcp, http) = (address(free_port().await), address(free_port().await));
-            let mut process = Command::new(&binary)
+            let mut command = Box::new(Command::new(&binary));
+            command
                 .args(flags)
                 .arg(format!("-tcp-address={tcp}"))
                 .arg(format!("-http-address={http}"))
                 .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap();
-            for _ in 0..500 {
-                if TcpStream::connect(tcp).await.is_ok() && TcpStream::connect(http).await.is_ok() {
-                    return Some(Server { process, tcp, http, _folder: folder });
-                }
-                if process.try_wait().unwrap().is_some() {
-                    break;
-                }
-                sleep(Duration::from_millis(20)).await;
+                .stderr(Stdio::null());
+            let process = command.spawn().unwrap();
+            let mut server = Server { process, command, tcp, http, folder };
+            if server.answers().await {
+                return Some(server);
             }
-            let _ = process.kill();
-            let _ = process.wait();
+            server.kill();
+            folder = std::mem::replace(&mut server.folder, tempfile::tempdir().unwrap());
         }
         panic!("{name} did not start");
+    }
+
+    async fn answers(&mut self) -> bool {
+        for _ in 0..500 {
+            let both = (TcpStream::connect(self.tcp).await, TcpStream::connect(self.http).await);
+            if let (Ok(_), Ok(_)) = both {
+                return true;
+            }
+            if self.process.try_wait().unwrap().is_some() {
+                return false;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        false
+    }
+
+    /// Kills it, without a chance to tidy up.
+    pub fn kill(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
+    /// Starts it again, with what it had.
+    pub async fn again(&mut self) {
+        self.process = self.command.spawn().unwrap();
+        assert!(self.answers().await, "it did not start again");
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        self.kill();
     }
 }
 

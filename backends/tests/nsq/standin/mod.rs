@@ -5,7 +5,7 @@
 //! do. What it shows is shown of the client alone: it is no evidence of NSQ, and never in a table
 //! of results.
 // Not every test that uses it uses all of it.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
     net::SocketAddr,
