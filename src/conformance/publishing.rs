@@ -1,6 +1,6 @@
 //! `pubsub/`: what a publisher can ask for: a delay, the topic for itself, a name for the topic.
 
-use std::time::Duration;
+use std::{cell::Cell, time::Duration};
 
 use futures::future::{Either, select};
 use queueproof_backends::{
@@ -70,17 +70,23 @@ async fn delayed(stage: &Stage) -> Result<(), Halt> {
     let (topic, subscription) = stage.work_queue(&director).await?;
     let mut consumers = [stage.connect().await?.consumer(&subscription, 64).await?];
     let mut publisher = stage.connect().await?.publisher(&topic).await?;
+    let done = Cell::new(false);
     let publishing = async {
         for _ in 0..10 {
             let delay = Some(delay(stage));
             publisher.publish(Draft { delay, ..Draft::default() }).await;
             publisher.publish(Draft::default()).await;
         }
+        done.set(true);
     };
     let (_, drained) = futures::join!(publishing, async {
-        // The delayed ones may come after what counts as quiet.
-        let until = stage.now() + nanos(delay(stage));
-        consumers[0].ack_until(until).await?;
+        while !done.get() {
+            consumers[0].ack_until(stage.now() + nanos(stage.suite.tolerance / 10)).await?;
+        }
+        // The delayed ones may come after what counts as quiet, and publishing may take longer
+        // than the first one's delay: from the last one on the silence counts.
+        let due = delay(stage) + stage.capabilities.limits.publish_delay_resolution;
+        consumers[0].ack_until(stage.now() + nanos(due)).await?;
         stage.drain(&mut consumers).await
     });
     drained
