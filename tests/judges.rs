@@ -124,8 +124,18 @@ impl Story {
         self
     }
 
+    fn mark(mut self, at: u64, name: &str, value: i64) -> Self {
+        self.tell(at, What::Mark { name: name.into(), value });
+        self
+    }
+
     /// What the judges say of it.
     fn judged(self, halt: Option<Halt>) -> PropertyResult {
+        self.judged_as("work-queue/once-each", halt)
+    }
+
+    /// What the judges say of it as a history of this property.
+    fn judged_as(self, id: &str, halt: Option<Halt>) -> PropertyResult {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let connector = MemoryConnector::new(MemorySettings::default());
         let connection = runtime.block_on(connector.connect(None)).unwrap();
@@ -134,7 +144,7 @@ impl Story {
             header: Header {
                 schema: SCHEMA.into(),
                 target: "story".into(),
-                property: "work-queue/once-each".into(),
+                property: id.into(),
                 seed: 0,
                 suite: Suite { tolerance: Duration::from_millis(500), ..Suite::quick() },
                 capabilities: connection.capabilities(),
@@ -144,12 +154,16 @@ impl Story {
             ops: self.0,
             end: Some(End { at, halt }),
         };
-        judge(property("work-queue/once-each").unwrap(), &history).unwrap()
+        judge(property(id).unwrap(), &history).unwrap()
     }
 
     fn kinds(self) -> Vec<String> {
-        self.judged(None).anomalies.into_iter().map(|a| a.kind).collect()
+        kinds(&self.judged(None))
     }
+}
+
+fn kinds(result: &PropertyResult) -> Vec<String> {
+    result.anomalies.iter().map(|a| a.kind.clone()).collect()
 }
 
 #[test]
@@ -332,4 +346,141 @@ fn a_delayed_message_is_early_only_before_its_delay_has_passed_since_the_publish
     };
     assert_eq!(story(400).kinds(), ["early-delivery"]);
     assert!(story(511).kinds().is_empty());
+}
+
+#[test]
+fn a_delayed_message_is_lost_only_when_the_drain_outlasted_its_delay() {
+    let story = |drained| {
+        Story::new()
+            .publish_as(10, 1, stored(1), |publish| publish.delay = Some(2000 * MS))
+            .stored(11, 2)
+            .receive(12, 2, 0, 1)
+            .ack(13, 0)
+            .drained(drained)
+            .judged(None)
+    };
+    let too_soon = story(2400);
+    assert_eq!((too_soon.verdict, too_soon.anomalies.len()), (Verdict::Unknown, 0));
+    assert_eq!(kinds(&story(2600)), ["lost"]);
+}
+
+/// A message of a key, the same for all.
+fn of_a_key(story: Story, at: u64, number: u32) -> Story {
+    story.publish_as(at, number, stored(number.into()), |publish| publish.route = Some(1))
+}
+
+#[test]
+fn a_key_is_shared_only_while_an_earlier_message_of_it_is_held_for_certain() {
+    let story = |second| {
+        let story = (1..=3).fold(Story::new(), |story, n| of_a_key(story, 1, n));
+        let story = story.receive(10, 1, 0, 1).receive(10, 2, 0, 1).ack(20, 1).ack(40, 0);
+        let story = story.receive(second, 3, 1, 1).ack(second + 1, 2);
+        story.drained(4000).judged_as("work-queue/key-order", None)
+    };
+    // The second was let go of, and the first was not.
+    assert_eq!(kinds(&story(30)), ["key-shared"]);
+    let passes = story(50);
+    assert_eq!((passes.verdict, passes.anomalies.len()), (Verdict::Pass, 0), "{passes:#?}");
+}
+
+#[test]
+fn a_lock_that_may_have_passed_in_a_prefetch_shares_no_key() {
+    // Locked for a second from its publish at the earliest; its consumer asked much later.
+    let story = (1..=3).fold(Story::new(), |story, n| of_a_key(story, 1, n));
+    let story = story.receive(900, 1, 0, 1).receive(1010, 2, 1, 1).receive(1011, 3, 1, 1);
+    let story = story.ack(1100, 0).ack(1100, 1).ack(1100, 2).drained(4000);
+    assert!(!kinds(&story.judged_as("work-queue/key-order", None)).contains(&"key-shared".into()));
+}
+
+#[test]
+fn keys_that_were_never_held_while_more_of_them_was_there_prove_no_order() {
+    let mut story = Story::new();
+    for n in 1..=6_u32 {
+        let at = u64::from(n) * 10;
+        story = of_a_key(story, at, n).receive(at + 1, n, (n % 2) as u16, 1).ack(at + 2, n - 1);
+    }
+    let result = story.drained(4000).judged_as("work-queue/key-order", None);
+    assert_eq!((result.verdict, result.anomalies.len()), (Verdict::Unknown, 0), "{result:#?}");
+}
+
+#[test]
+fn a_newcomer_starves_only_beside_enough_messages() {
+    let story = |messages: u32| {
+        let mut story = Story::new().mark(0, "newcomer", 1);
+        for n in 1..=messages {
+            story = story.stored(n.into(), n).receive(n.into(), n, 0, 1).ack(n.into(), n - 1);
+        }
+        story.drained(4000).judged_as("work-queue/join", None)
+    };
+    assert_eq!(kinds(&story(30)), ["starved"]);
+    let few = story(5);
+    assert_eq!((few.verdict, few.anomalies.len()), (Verdict::Unknown, 0));
+}
+
+#[test]
+fn numbers_of_which_nothing_is_known_prove_no_deduplication() {
+    let unknown = || Published::Indeterminate("no answer".into());
+    let story = Story::new()
+        .numbered(1, 1, unknown())
+        .numbered(2, 2, unknown())
+        .receive(3, 1, 0, 1)
+        .receive(3, 2, 0, 1)
+        .ack(4, 0)
+        .ack(4, 1);
+    for id in ["dedup/sequence-repeat", "dedup/sequence-gap", "dedup/sequence-regression"] {
+        let result = Story(story.0.clone()).drained(4000).judged_as(id, None);
+        assert_eq!((result.verdict, result.anomalies.len()), (Verdict::Unknown, 0), "{id}");
+    }
+}
+
+#[test]
+fn numbers_that_all_were_stored_once_prove_no_deduplication() {
+    let story = Story::new()
+        .numbered(1, 1, stored(1))
+        .numbered(2, 2, stored(2))
+        .receive(3, 1, 0, 1)
+        .receive(3, 2, 0, 1)
+        .ack(4, 0)
+        .ack(4, 1)
+        .drained(4000);
+    assert_eq!(story.judged_as("dedup/sequence-repeat", None).verdict, Verdict::Unknown);
+}
+
+#[test]
+fn what_nobody_asked_for_proves_nothing() {
+    for id in [
+        "dedup/taken-name",
+        "pubsub/exclusive-publisher",
+        "pubsub/names",
+        "pubsub/delayed",
+        "work-queue/backlog",
+    ] {
+        let result = Story::new().drained(4000).judged_as(id, None);
+        assert_eq!((result.verdict, result.anomalies.len()), (Verdict::Unknown, 0), "{id}");
+    }
+}
+
+#[test]
+fn acknowledgements_that_may_all_have_come_too_late_prove_nothing() {
+    let mut story = Story::new().stored(1, 1).receive(1500, 1, 0, 1).ack(1501, 0).drained(4000);
+    story.tell(1600, What::Cut);
+    let result = story.judged_as("redelivery/never-after-ack", None);
+    assert_eq!((result.verdict, result.anomalies.len()), (Verdict::Unknown, 0));
+}
+
+#[test]
+fn what_had_nobody_to_come_to_is_not_late_after_a_cut() {
+    let story = |opened, again| {
+        let mut story = Story::new().stored(1, 1).receive(2, 1, 0, 1);
+        story.tell(10, What::Cut);
+        // On a connection of its own.
+        story.0.push(Op { at: (10 * MS, 10 * MS), by: 1, what: What::Connect { link: false } });
+        let consumer = What::Consumer { consumer: 2, subscription: 0, prefetch: 1 };
+        story.0.push(Op { at: (11 * MS, opened * MS), by: 2, what: consumer });
+        let result = story.receive(again, 1, 2, 2).ack(again + 1, 1).drained(9000);
+        kinds(&result.judged_as("redelivery/disconnect", None))
+    };
+    // The embedded broker declares that what a cut consumer held comes back at once.
+    assert_eq!(story(20, 2000), ["late-redelivery"]);
+    assert!(story(1900, 2000).is_empty());
 }

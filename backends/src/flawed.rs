@@ -159,6 +159,8 @@ struct State {
     piled_up: HashMap<String, u64>,
     /// The last number that was published under a name.
     last_number: HashMap<String, u64>,
+    /// The numbers that were published to a topic under a name.
+    numbers: HashSet<(String, String, u64)>,
 }
 
 impl Shared {
@@ -249,8 +251,12 @@ impl QueueBackend for FlawedBackend {
                 Flaw::LatestAsEarliest => spec.start = Start::Earliest,
                 Flaw::EarliestAsLatest => spec.start = Start::Latest,
                 Flaw::ExpireEarly => spec.ack_timeout /= 2,
-                Flaw::ExpireLate => spec.ack_timeout += LATE,
-                Flaw::NeverExpire => spec.ack_timeout = Duration::from_secs(3600),
+                Flaw::ExpireLate => {
+                    let limits = self.inner.capabilities().limits;
+                    spec.ack_timeout += LATE + limits.ack_timeout_resolution;
+                }
+                // Longer than any run, and no longer than nsqd takes.
+                Flaw::NeverExpire => spec.ack_timeout = Duration::from_secs(900),
                 Flaw::IgnoreDeliveryLimit => spec.dead_letter = None,
                 Flaw::IgnoreKeyOrder => spec.ordered_by_key = false,
                 Flaw::LoseDeadLetters => {
@@ -303,7 +309,7 @@ impl QueueBackend for FlawedBackend {
                 // Each under a name of its own.
                 Flaw::DedupPerPublisher => {
                     let number = self.shared.state().publishers;
-                    options.name = name.as_ref().map(|name| format!("{name}~{number}"));
+                    options.name = name.as_ref().map(|name| format!("{name}-{number}"));
                 }
                 Flaw::AdmitTwoExclusive => options.access = crate::Access::Shared,
                 Flaw::NeverHandOver if options.access == crate::Access::WaitForExclusive => {
@@ -312,9 +318,9 @@ impl QueueBackend for FlawedBackend {
                 _ => {}
             }
             let inner = self.inner.publisher(topic, options).await?;
-            let limit = self.inner.capabilities().limits.max_payload;
+            let limits = self.inner.capabilities().limits;
             let shared = Arc::clone(&self.shared);
-            Ok(Box::new(publisher::FlawedPublisher::new(inner, shared, topic, name, limit))
+            Ok(Box::new(publisher::FlawedPublisher::new(inner, shared, topic, name, limits))
                 as Box<dyn Publisher>)
         })
     }
@@ -348,7 +354,8 @@ impl QueueBackend for FlawedBackend {
                 false => Some(self.inner.consumer(topic, subscription, options).await?),
             };
             let shared = Arc::clone(&self.shared);
-            Ok(Box::new(consumer::FlawedConsumer::new(inner, shared, place, number))
+            let late = LATE + self.inner.capabilities().limits.nack_delay_resolution;
+            Ok(Box::new(consumer::FlawedConsumer::new(inner, shared, place, number, late))
                 as Box<dyn Consumer>)
         })
     }
@@ -374,5 +381,6 @@ impl QueueBackend for FlawedBackend {
     }
 }
 
-/// How late what is late comes: more than any tolerance, less than a quiet period.
+/// How late what is late comes: more than any tolerance, less than a quiet period. The broker's own
+/// resolution comes on top of it: within that it breaks no promise.
 const LATE: Duration = Duration::from_millis(800);

@@ -225,21 +225,14 @@ fn missing(
     let owed = |i: PublishIndex| {
         subscription.spec.earliest || evidence.publishes[i].at.0 >= subscription.created.1
     };
-    if subscription.drained.is_none() {
-        return;
-    }
+    let Some(drained) = subscription.drained else { return };
     let any_came = copies.iter().any(|&i| came(i));
     for &i in copies {
         let sent = &evidence.publishes[i];
         if !sent.stored() || came(i) || !owed(i) {
             continue;
         }
-        // A delayed message is owed when its delay has passed, and not before.
-        let resolution = evidence.header.capabilities.limits.publish_delay_resolution;
-        let due = sent.op.delay.map_or(0, |delay| sent.at.1 + delay + nanos(resolution));
-        if due.saturating_add(evidence.tolerance()) > subscription.drained.unwrap_or_default()
-            && sent.op.delay.is_some()
-        {
+        if delayed_until(evidence, sent) > drained {
             findings.undecided("the drain ended before every delayed message was due");
             continue;
         }
@@ -271,7 +264,7 @@ fn missing(
                 false => format!(
                     "{name}: confirmed at {at}, not delivered to subscription {} by {}",
                     subscription.spec.subscription,
-                    words(subscription.drained.unwrap_or_default())
+                    words(drained)
                 ),
             }
         });
@@ -287,6 +280,13 @@ fn missing(
             )
         });
     }
+}
+
+/// When a message must have come at the latest: at once, unless it was published with a delay.
+fn delayed_until(evidence: &Evidence<'_>, sent: &Sent<'_>) -> Time {
+    let resolution = nanos(evidence.header.capabilities.limits.publish_delay_resolution);
+    let due = |delay: Time| sent.at.1.saturating_add(delay).saturating_add(resolution);
+    sent.op.delay.map_or(0, |delay| due(delay).saturating_add(evidence.tolerance()))
 }
 
 /// Whether positions are what receipts and deliveries say they are.

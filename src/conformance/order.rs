@@ -101,10 +101,10 @@ fn firsts<'e, 'h>(
 
 fn judge_key_order(evidence: &Evidence<'_>, findings: &mut Findings) {
     let mut highest: BTreeMap<u32, u32> = BTreeMap::new();
-    // Who was given the latest of a key, and when it began to let go of it.
+    // Who was given the latest of a key, and when it can have begun to let go of it.
     let mut held: BTreeMap<u32, (u16, u64)> = BTreeMap::new();
     let mut consumers = std::collections::BTreeSet::new();
-    let mut judged = 0;
+    let (mut judged, mut contested) = (0, 0);
     for (key, number, delivery) in firsts(evidence) {
         let Some(key) = key else { continue };
         judged += 1;
@@ -118,6 +118,8 @@ fn judge_key_order(evidence: &Evidence<'_>, findings: &mut Findings) {
         let latest = highest.entry(key).or_insert(number);
         *latest = number.max(*latest);
         let (consumer, until) = held.get(&key).copied().unwrap_or((delivery.op.consumer, 0));
+        let stored = delivery.publish.map_or(0, |p| evidence.publishes[p].at.1);
+        contested += usize::from(stored < until);
         if consumer != delivery.op.consumer && delivery.at.1 < until {
             findings.anomaly(KeyShared, || {
                 format!(
@@ -129,17 +131,24 @@ fn judge_key_order(evidence: &Evidence<'_>, findings: &mut Findings) {
                 )
             });
         }
-        // The broker takes it from a consumer that holds it past its ack timeout.
+        // The broker takes it from a consumer that holds it past its ack timeout, which begins
+        // when it is put into the consumer's prefetch: after its publish, and nothing else is known.
         let timeout = evidence.subscription(delivery).spec.ack_timeout;
         let settled = delivery.settles.first().map_or(u64::MAX, |settle| settle.at.0);
-        held.insert(
-            key,
-            (delivery.op.consumer, settled.min(delivery.at.0.saturating_add(timeout))),
-        );
+        let published = delivery.publish.map_or(0, |p| evidence.publishes[p].at.0);
+        let mut letting_go = settled.min(published.saturating_add(timeout));
+        if consumer == delivery.op.consumer {
+            // It may still hold an earlier one.
+            letting_go = letting_go.max(until);
+        }
+        held.insert(key, (delivery.op.consumer, letting_go));
     }
+    findings
+        .require(contested > 0, "no message was stored while a consumer held another of its key");
     findings.require(judged > 2 * highest.len(), "fewer than three messages a key came");
     findings.require(consumers.len() > 1, "one consumer got all: there was nobody to keep apart");
     findings.observe("keys", highest.len());
+    findings.observe("while_one_of_the_key_was_held", contested);
     findings.observe("in_order", judged);
     findings.observe("consumers", consumers.len());
     findings.key_figure = format!("{} keys, {} consumers", highest.len(), consumers.len());

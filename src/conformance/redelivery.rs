@@ -167,12 +167,14 @@ async fn nack(stage: &Stage, delayed: bool) -> Result<(), Halt> {
     let delay = delayed.then_some(stage.suite.nack_delay);
     let mut first = stage.connect().await?.consumer(&subscription, count).await?;
     let mut publisher = director.publisher(&topic).await?;
+    // Connecting takes time, which what is held has not.
+    let others = [stage.connect().await?, stage.connect().await?];
     let (taken, _) = futures::join!(first.take(count as usize), publisher.send(count));
     let taken = taken?;
     stage.mark("handed-back", taken.len() as i64);
     let mut consumers = vec![first];
-    for _ in 0..2 {
-        consumers.push(stage.connect().await?.consumer(&subscription, 64).await?);
+    for other in others {
+        consumers.push(other.consumer(&subscription, 64).await?);
     }
     let handing_back = join_all(taken.iter().map(|delivery| delivery.nack(delay)));
     futures::join!(handing_back, stage.drain(&mut consumers)).1
@@ -251,10 +253,12 @@ async fn disconnect(stage: &Stage) -> Result<(), Halt> {
     let linked = stage.connect_by_link().await?;
     let mut holder = linked.consumer(&subscription, 10).await?;
     let mut publisher = director.publisher(&topic).await?;
+    let elsewhere = stage.connect().await?;
     let (taken, _) = futures::join!(holder.take(10), publisher.send(10));
     stage.mark("held", taken?.len() as i64);
+    // It is there before the cut: what comes back has somebody to come to.
+    let other = elsewhere.consumer(&subscription, 10).await?;
     linked.cut();
-    let other = stage.connect().await?.consumer(&subscription, 10).await?;
     stage.drain(&mut [other]).await
 }
 
@@ -266,6 +270,9 @@ fn judge_disconnect(evidence: &Evidence<'_>, findings: &mut Findings) {
     let limits = &evidence.header.capabilities.limits;
     let mut spans = Spans::default();
     for (before, again) in redeliveries(evidence, 0) {
+        if again.at.1 < cut.at.0 {
+            continue; // By its ack timeout, as the cut came late.
+        }
         let timeout = evidence.subscription(before).spec.ack_timeout;
         let due = match limits.disconnect {
             Disconnect::Immediately => cut.at.1,
@@ -273,6 +280,8 @@ fn judge_disconnect(evidence: &Evidence<'_>, findings: &mut Findings) {
                 before.at.1 + timeout + nanos(limits.ack_timeout_resolution)
             }
         };
+        // Before that there was nobody to give it to.
+        let due = due.max(evidence.consumers[usize::from(again.op.consumer)].opened.1);
         spans.add(again.at.1.saturating_sub(cut.at.0));
         late(evidence, findings, LateRedelivery, (due, again.at.1), || {
             format!("a message whose consumer was cut at {}", words(cut.at.1))
@@ -299,13 +308,14 @@ async fn touch(stage: &Stage) -> Result<(), Halt> {
     let (topic, subscription) = stage.work_queue(&director).await?;
     let mut holder = stage.connect().await?.consumer(&subscription, 10).await?;
     let mut publisher = director.publisher(&topic).await?;
+    let elsewhere = stage.connect().await?;
     let (taken, _) = futures::join!(holder.take(10), publisher.send(10));
     let taken = taken?;
     let (touched, left) = taken.split_at(taken.len() / 2);
     let timeout = nanos(stage.suite.ack_timeout);
     let began = stage.now();
     stage.mark("control", left.len() as i64);
-    let mut other = stage.connect().await?.consumer(&subscription, 10).await?;
+    let mut other = elsewhere.consumer(&subscription, 10).await?;
     let holding = async {
         stage.sleep_until(began + timeout * 4 / 10).await;
         join_all(touched.iter().map(Delivery::touch)).await;
@@ -342,11 +352,24 @@ async fn never_after_ack(stage: &Stage) -> Result<(), Halt> {
     let (topic, subscription) = stage.work_queue(&director).await?;
     let linked = stage.connect_by_link().await?;
     let count = stage.suite.messages.min(200);
-    let mut consumer = linked.consumer(&subscription, count).await?;
+    let mut consumer = linked.consumer(&subscription, 64).await?;
     let mut publisher = director.publisher(&topic).await?;
-    let (taken, _) = futures::join!(consumer.take(count as usize), publisher.send(count));
-    let taken = taken?;
-    stage.ack_all(&taken).await;
+    let acking = async {
+        let mut left = count as usize;
+        // Each at once: where the prefetch counts what is unsettled no more would come until the
+        // locks have passed, and an acknowledgement after that proves nothing.
+        while left > 0 {
+            let received = consumer.receive(left, stage.quiet()).await?;
+            if received.is_empty() {
+                break;
+            }
+            stage.ack_all(&received).await;
+            left -= received.len();
+        }
+        Ok::<_, Halt>(())
+    };
+    let (acked, _) = futures::join!(acking, publisher.send(count));
+    acked?;
     // An acknowledgement that no broker confirms must have the time to arrive.
     stage.sleep(stage.suite.tolerance).await;
     linked.cut();
@@ -358,9 +381,20 @@ async fn never_after_ack(stage: &Stage) -> Result<(), Halt> {
 
 fn judge_never_after_ack(evidence: &Evidence<'_>, findings: &mut Findings) {
     let acked = evidence.deliveries.iter().filter(|d| d.acked()).count();
-    findings.require(acked > 0, "nothing was acknowledged");
+    // The lock began no earlier than the publish.
+    let in_time = evidence.deliveries.iter().filter(|d| {
+        let published = d.publish.map_or(0, |p| evidence.publishes[p].at.0);
+        let until = published.saturating_add(evidence.subscription(d).spec.ack_timeout);
+        d.acked() && d.settles.iter().any(|s| s.at.1 <= until)
+    });
+    let in_time = in_time.count();
+    findings.require(
+        in_time > 0,
+        "nothing was acknowledged for certain before its ack timeout can have passed",
+    );
     findings.require(evidence.connections.iter().any(|c| c.cuts > 0), "no connection was cut");
     findings.observe("acknowledged", acked);
+    findings.observe("acknowledged_in_time", in_time);
     findings.observe("deliveries", evidence.deliveries.len());
     findings.key_figure = format!("{acked} acked");
 }

@@ -461,6 +461,12 @@ fn judge_join(evidence: &Evidence<'_>, findings: &mut Findings) {
     let offered = evidence.publishes.iter().filter(|p| (there..deadline).contains(&p.at.0)).count();
     findings.observe("published_while_waiting", offered);
     let first = evidence.deliveries.iter().find(|d| i64::from(d.op.consumer) == newcomer);
+    // What it got in time needs no others to prove it; that it got nothing proves something only
+    // when there was enough for it.
+    if offered <= 20 && first.is_none_or(|first| first.at.1 > deadline) {
+        findings.require(false, "too few messages were published after the newcomer was there");
+        return;
+    }
     match first {
         Some(first) => {
             let waited = first.at.1 - there.min(first.at.1);
@@ -506,6 +512,11 @@ fn judge_leave(evidence: &Evidence<'_>, findings: &mut Findings) {
     findings.require(held > 0, "the leaver held nothing");
     let limits = &evidence.header.capabilities.limits;
     let mut back = Spans::default();
+    // While others are given one after another, the broker is slow, and holds nothing back.
+    let flowing = |came: Time| {
+        let earlier = evidence.deliveries.iter().map(|d| d.at.1).filter(|&at| at < came);
+        earlier.max().unwrap_or(0)
+    };
     for (before, again) in redeliveries(evidence, 0) {
         let due = match limits.disconnect {
             Disconnect::Immediately => left.at.1,
@@ -516,6 +527,7 @@ fn judge_leave(evidence: &Evidence<'_>, findings: &mut Findings) {
             }
         };
         back.add(again.at.1.saturating_sub(left.at.0));
+        let due = due.max(flowing(again.at.1));
         late(evidence, findings, LateRedelivery, (due, again.at.1), || {
             format!(
                 "a message held by consumer {}, that left by {}",
@@ -531,7 +543,8 @@ fn judge_leave(evidence: &Evidence<'_>, findings: &mut Findings) {
             of_message.len() == 1 && evidence.publishes[p].at.1 < left.at.0
         });
         if first && delivery.at.1 > left.at.1 {
-            late(evidence, findings, LateRedelivery, (left.at.1, delivery.at.1), || {
+            let due = left.at.1.max(flowing(delivery.at.1));
+            late(evidence, findings, LateRedelivery, (due, delivery.at.1), || {
                 "a message that the leaver had not been handed".into()
             });
         }

@@ -10,7 +10,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
-use super::{Flaw, LATE, Place, Shared};
+use super::{Flaw, Place, Shared};
 use crate::{
     BackendError, BoxFuture, Consumer, Delivery, Message, SettleError, Settled, Settlement,
     Settler, Token,
@@ -29,6 +29,8 @@ struct FlawedSettler {
     shared: Arc<Shared>,
     place: Place,
     number: u64,
+    /// How late it hands back what it hands back late.
+    late: Duration,
     /// What comes to this consumer again and to no other.
     own: Mutex<VecDeque<Delivery>>,
     /// What it was given and has not settled.
@@ -51,9 +53,16 @@ impl FlawedConsumer {
         shared: Arc<Shared>,
         place: Place,
         number: u64,
+        late: Duration,
     ) -> Self {
-        let settler =
-            FlawedSettler { shared, place, number, own: Mutex::default(), out: Mutex::default() };
+        let settler = FlawedSettler {
+            shared,
+            place,
+            number,
+            late,
+            own: Mutex::default(),
+            out: Mutex::default(),
+        };
         FlawedConsumer { inner, settler: Arc::new(settler), resurrected: false }
     }
 }
@@ -164,7 +173,20 @@ impl FlawedSettler {
             (Flaw::ForgetNack, Settlement::Nack { .. }) => given.ack().await,
             (Flaw::NackEarly, Settlement::Nack { .. }) => given.nack(None).await,
             (Flaw::NackLate, Settlement::Nack { delay }) => {
-                given.nack(Some(delay.unwrap_or_default() + LATE)).await
+                let delay = delay.unwrap_or_default() + self.late;
+                match given.nack(Some(delay)).await {
+                    // A broker that knows no delays is told late.
+                    Err(SettleError::Unsupported(_)) => {
+                        let given = given.clone();
+                        tokio::spawn(async move {
+                            tokio::time::sleep(delay).await;
+                            // Nobody is told how it went: that is the flaw.
+                            let _ = given.nack(None).await;
+                        });
+                        Ok(Settled::Confirmed)
+                    }
+                    answer => answer,
+                }
             }
             (Flaw::StickyNack, Settlement::Nack { .. }) => {
                 let attempt = given.attempt.map(|a| a + 1);

@@ -6,8 +6,8 @@ use tokio::{sync::Mutex, time::Instant};
 
 use super::{Flaw, Shared};
 use crate::{
-    BoxFuture, Confirmation, DedupKey, Delivery, Message, PublishError, PublishReceipt, Publisher,
-    Token, confirmed,
+    BoxFuture, Confirmation, DedupKey, Delivery, Limits, Message, PublishError, PublishReceipt,
+    Publisher, Token, confirmed,
 };
 
 /// A publisher with a flaw.
@@ -20,7 +20,7 @@ pub(super) struct FlawedPublisher {
     number: u64,
     /// How many numbered messages it has published.
     numbered: u64,
-    limit: Option<u64>,
+    limits: Limits,
     closed: Arc<std::sync::atomic::AtomicBool>,
 }
 
@@ -30,7 +30,7 @@ impl FlawedPublisher {
         shared: Arc<Shared>,
         topic: &str,
         name: Option<String>,
-        limit: Option<u64>,
+        limits: Limits,
     ) -> Self {
         let number = {
             let mut state = shared.state();
@@ -44,7 +44,7 @@ impl FlawedPublisher {
             name,
             number,
             numbered: 0,
-            limit,
+            limits,
             closed: Arc::default(),
         }
     }
@@ -57,7 +57,9 @@ impl FlawedPublisher {
         match self.shared.flaw {
             Flaw::IgnoreDedup | Flaw::AdmitTakenName => message.dedup = None,
             Flaw::ExactNumbersOnly => {
-                message.dedup = Some(DedupKey::Id(format!("{}-{name}-{number}", self.topic)));
+                // Remembered here: not every broker that knows numbers knows ids.
+                message.dedup = None;
+                return !state.numbers.insert((self.topic.clone(), name, number));
             }
             Flaw::RestartNumbers => message.dedup = Some(DedupKey::Sequence(self.numbered)),
             Flaw::DropGaps => {
@@ -133,7 +135,7 @@ impl Publisher for FlawedPublisher {
                     return Err(PublishError::Closed);
                 }
                 Flaw::TakeTooLarge => {
-                    let limit = self.limit.and_then(|l| usize::try_from(l).ok());
+                    let limit = self.limits.max_payload.and_then(|l| usize::try_from(l).ok());
                     message.payload.truncate(limit.unwrap_or(usize::MAX));
                 }
                 Flaw::DropBacklog => {
@@ -146,7 +148,8 @@ impl Publisher for FlawedPublisher {
                 }
                 Flaw::IgnoreDelay => message.delay = None,
                 Flaw::DelayLonger => {
-                    message.delay = message.delay.map(|delay| delay + super::LATE);
+                    let late = super::LATE + self.limits.publish_delay_resolution;
+                    message.delay = message.delay.map(|delay| delay + late);
                 }
                 Flaw::ConfirmBeforeStoring => {
                     let inner = Arc::clone(&self.inner);
