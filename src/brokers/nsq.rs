@@ -54,7 +54,11 @@ fn invocation(launch: &Launch) -> Result<Invocation, BrokerError> {
     let store = store(launch);
     fs::create_dir_all(&store)
         .map_err(BrokerError::io(format_args!("making `{}`", store.display())))?;
-    let mut args: Vec<OsString> = launch.settings.flags.iter().map(Into::into).collect();
+    // By default it looks at the timers of 20 channels every 100 ms, picked at random: with 60 of
+    // them, as a suite has at the same time, one came 1.4 s late, with all of them 0.11 s (measured).
+    // What is judged is a channel, not their number.
+    let mut args: Vec<OsString> = vec!["-queue-scan-selection-count=10000".into()];
+    args.extend(launch.settings.flags.iter().map(OsString::from));
     match launch.settings.sync {
         None => {}
         // With `-sync-every=1` a message that it had confirmed was lost by SIGKILL (measured).
