@@ -120,6 +120,8 @@ impl Broker {
             .env("PULSAR_MEM", "-Xms256m -Xmx512m -XX:MaxDirectMemorySize=512m")
             .env("PULSAR_GC", "-XX:+UseSerialGC")
             .env("PULSAR_GC_LOG", "")
+            // Its native libraries are unpacked there, and left.
+            .env("PULSAR_EXTRA_OPTS", format!("-Djava.io.tmpdir={}", folder.display()))
             .current_dir(folder)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
