@@ -333,6 +333,15 @@ impl<'h> Evidence<'h> {
         self.stalls.iter().map(overlap).sum()
     }
 
+    /// The longest that the broker took to confirm a publish on a connection that nobody disturbed.
+    pub fn slowest_answer(&self) -> Time {
+        let confirmed = |sent: &&Sent<'_>| {
+            sent.confirmed() && !self.connections.get(sent.connection).is_none_or(|c| c.faulted)
+        };
+        let took = self.publishes.iter().filter(confirmed).map(|p| p.at.1 - p.at.0.min(p.at.1));
+        took.max().unwrap_or(0)
+    }
+
     /// How late a timed event may come.
     pub fn tolerance(&self) -> Time {
         nanos(self.header.suite.tolerance)
