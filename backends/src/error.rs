@@ -117,3 +117,19 @@ impl BackendError {
         self
     }
 }
+
+/// An error with its causes, each told once.
+#[cfg(any(feature = "nats", feature = "pulsar", feature = "nsq"))]
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !words.contains(&next) {
+            words.push_str(": ");
+            words.push_str(&next);
+        }
+        cause = error.source();
+    }
+    words
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::Value;
 
-use crate::{BackendError, ErrorKind, tls::Tls};
+use crate::{BackendError, ErrorKind, error::chain, tls::Tls};
 
 /// One interface at one address.
 #[derive(Debug, Clone)]
@@ -123,19 +123,4 @@ fn short(body: &str) -> String {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line,
     }
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !words.contains(&next) {
-            words.push_str(": ");
-            words.push_str(&next);
-        }
-        cause = error.source();
-    }
-    words
 }

@@ -78,8 +78,8 @@ pub(super) static PROPERTIES: &[Property] = &[
         id: "dedup/taken-name",
         title: "A second publisher of a name is refused while the first is open.",
         doc: "While a named publisher is open another connection asks for the same name, and must \
-              be refused; another name must be let in. When the first has closed, its name must be \
-              free.",
+              be refused; another name must be let in. Whether the first's name is free again when \
+              it has closed is looked at too; if not, nothing is decided.",
         needs: &[WorkQueue, DedupSequence],
         catches: &[(Flaw::AdmitTakenName, NameTakenTwice)],
         scenario: |stage| Box::pin(taken_name(stage)),

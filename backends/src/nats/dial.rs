@@ -6,7 +6,7 @@ use async_nats::{ConnectErrorKind, ConnectOptions};
 use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
 
 use super::{Auth, NatsSettings};
-use crate::{BackendError, ErrorKind};
+use crate::{BackendError, ErrorKind, error::chain};
 
 /// One server's address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -193,21 +193,6 @@ async fn look(host: &str, port: u16, limit: Duration, words: &str) -> BackendErr
             ),
         ),
     }
-}
-
-/// An error with its causes.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !words.contains(&next) {
-            words.push_str(": ");
-            words.push_str(&next);
-        }
-        cause = error.source();
-    }
-    words
 }
 
 #[cfg(test)]
