@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use tokio::sync::OnceCell;
+use tokio::{
+    sync::OnceCell,
+    time::{Instant, sleep},
+};
 
 use super::{PulsarSettings, auth::Credentials};
 use crate::{BackendError, Depth, ErrorKind, Retention, Start, http::Answer, http::Http};
@@ -126,9 +129,18 @@ impl Admin {
         let path = format!("/namespaces/{tenant}/{namespace}");
         let doing = format!("looking for the namespace {tenant}/{namespace}");
         let mut answer = self.ask(Method::GET, &path, None).await?;
-        if answer.status == StatusCode::NOT_FOUND {
+        let patience = Instant::now() + self.settings.request_timeout;
+        while answer.status == StatusCode::NOT_FOUND {
             self.make_namespace(&path).await?;
             answer = self.ask(Method::GET, &path, None).await?;
+            // What several make at the same time is for a moment there for the one that asks to
+            // make it, and not yet for the one that asks for it (seen with 4.0.8).
+            if Instant::now() > patience {
+                break;
+            }
+            if answer.status == StatusCode::NOT_FOUND {
+                sleep(Duration::from_millis(50)).await;
+            }
         }
         let policies = self.http.json(&doing, &answer)?;
         match policies["deduplicationEnabled"].as_bool() {
