@@ -27,7 +27,8 @@
 //!   ([`crate::PublishError::Rejected`]): the broker cannot tell yet whether it is a duplicate. Once
 //!   the first is stored the second is told as a duplicate, as is every number below the highest.
 //! - `redelivery_count` counts what was handed back. It does not count deliveries whose consumer
-//!   was cut or left, and it begins anew when a subscription has no consumer any more.
+//!   was cut or left, and it begins anew when a subscription has no consumer any more, or the
+//!   broker was started again.
 //! - An acknowledgement of any delivery is taken and confirmed, also a late one of a message that
 //!   somebody else holds by now. A late nack has no effect, so it is refused here.
 //! - Acknowledgements are written down at most once a second

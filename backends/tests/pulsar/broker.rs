@@ -83,12 +83,18 @@ impl Broker {
             if broker.run() {
                 return broker;
             }
-            eprintln!("{}", fs::read_to_string(broker.folder.path().join("log")).unwrap());
         }
-        panic!("Pulsar did not start");
+        panic!("Pulsar did not start: {}", broker.last_words());
     }
 
-    /// Starts it; whether it is ready.
+    /// The end of its log.
+    fn last_words(&self) -> String {
+        let log = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+
+    /// Starts it, and waits until it is ready; `false` where it ended.
     fn run(&mut self) -> bool {
         let folder = self.folder.path();
         let mut config = fs::read_to_string(self.home.join("conf/standalone.conf")).unwrap();
@@ -108,7 +114,7 @@ impl Broker {
         let path = folder.join("standalone.conf");
         fs::write(&path, config).unwrap();
         let log = fs::File::create(folder.join("log")).unwrap();
-        let mut process = Command::new(self.home.join("bin/pulsar"))
+        let process = Command::new(self.home.join("bin/pulsar"))
             .args(["standalone", "-nfw", "-nss", "--advertised-address", "127.0.0.1"])
             .arg("--metadata-dir")
             .arg(folder.join("metadata"))
@@ -128,24 +134,24 @@ impl Broker {
             .stderr(log)
             .spawn()
             .unwrap();
+        // From here on it is stopped, whatever happens.
+        self.process = Some(process);
         let began = Instant::now();
-        while began.elapsed() < Duration::from_secs(120) {
+        loop {
             // The namespaces that it makes at its first start are the last that it does.
             let ready = ["/brokers/health", "/namespaces/public/default"]
                 .iter()
                 .all(|path| self.get(&format!("/admin/v2{path}")).is_some_and(|(s, _)| s == 200));
             if ready {
-                self.process = Some(process);
                 return true;
             }
-            if process.try_wait().unwrap().is_some() {
+            if self.process.as_mut().is_some_and(|p| p.try_wait().unwrap().is_some()) {
                 return false;
             }
+            let late = began.elapsed() > Duration::from_secs(180);
+            assert!(!late, "Pulsar is not ready: {}", self.last_words());
             std::thread::sleep(Duration::from_millis(100));
         }
-        let _ = process.kill();
-        let _ = process.wait();
-        false
     }
 
     pub fn url(&self) -> String {

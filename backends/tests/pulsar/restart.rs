@@ -25,6 +25,14 @@ async fn killed(shared: Arc<Broker>) {
     let taken = take(&mut consumer, 4).await;
     let answers = settle_all(&taken, Settlement::Ack).await;
     assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    let counted = work_queue(&connection).await;
+    publish(&mut plain(&connection, &counted).await, Message::new("x")).await.unwrap();
+    let mut returner = super::consumer(&connection, &counted, 1).await;
+    for attempt in 1..4 {
+        let came = take(&mut returner, 1).await;
+        assert_eq!(attempts(&came), [attempt]);
+        came[0].nack(None).await.unwrap();
+    }
     broker.kill_and_restart();
     assert_eq!(connection.disconnects(), 0, "nobody looked yet");
     // The same objects go on.
@@ -49,6 +57,7 @@ async fn killed(shared: Arc<Broker>) {
     nothing(&mut consumer).await;
     assert!(came.ends_with(&(4..11).map(|n| n.to_string()).collect::<Vec<_>>()), "{came:?}");
     assert_eq!(connection.disconnects(), 1);
+    assert_eq!(attempts(&take(&mut returner, 1).await), [1], "counts are kept in memory");
     // And others find the same.
     let mut other = connect(&broker).await.publisher(&topic, named("m")).await.unwrap();
     publish(&mut other, Message::new("x")).await.unwrap();
