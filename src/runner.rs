@@ -276,7 +276,8 @@ impl Crew<'_> {
             true => {
                 let nobody = Waiting { interrupted: &AtomicBool::new(false), tell: &|_| {} };
                 let reached = Reached::new(self.target, nobody);
-                reached.map_err(|e| format!("the embedded broker: {e:?}"))?.connector
+                let reason = |(Unreached::Absent(reason) | Unreached::Broken(reason))| reason;
+                reached.map_err(reason)?.connector
             }
             false => Arc::clone(&self.connector),
         };

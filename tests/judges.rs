@@ -393,6 +393,19 @@ fn a_lock_that_may_have_passed_in_a_prefetch_shares_no_key() {
 }
 
 #[test]
+fn a_key_is_out_of_order_only_where_no_lock_can_have_passed() {
+    let story = |late| {
+        let story = (1..=3).fold(Story::new(), |story, n| of_a_key(story, 1, n));
+        let story = story.receive(10, 2, 0, 1).ack(20, 0).receive(late, 1, 1, 1).ack(late + 1, 1);
+        let story = story.receive(late + 2, 3, 0, 1).ack(late + 3, 2);
+        story.drained(4000).judged_as("work-queue/key-order", None)
+    };
+    assert_eq!(kinds(&story(900)), ["reordered"]);
+    let lapsed = story(1010);
+    assert_eq!((lapsed.verdict, lapsed.anomalies.len()), (Verdict::Unknown, 0), "{lapsed:#?}");
+}
+
+#[test]
 fn keys_that_were_never_held_while_more_of_them_was_there_prove_no_order() {
     let mut story = Story::new();
     for n in 1..=6_u32 {

@@ -321,8 +321,9 @@ fn attempts(
                 gone(evidence, last).is_some_and(|at| at <= delivery.at.1)
             });
         seen += usize::from(!forgotten);
-        // Deliveries that nobody saw may have counted; those that were seen must have.
-        if (attempt as usize) < seen || attempt < before || attempt == before && !forgotten {
+        // They are in the order of their counts. Deliveries that nobody saw may have counted; those
+        // that were seen must have.
+        if (attempt as usize) < seen || attempt == before && !forgotten {
             findings.anomaly(AnomalyKind::WrongAttempt, || {
                 format!(
                     "{}: delivery {} of it, at {}, says attempt {attempt}",

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ConfigError,
-    resolve::{range, span},
+    resolve::{range, timeouts},
 };
 
 /// NATS's settings.
@@ -128,10 +128,7 @@ impl Nats {
     /// Checks numbers, times and addresses, each by its key.
     pub(super) fn validate(&self, key: &str) -> Result<(), ConfigError> {
         range(&format!("{key}.replicas"), self.replicas, 1, 5)?;
-        let minute = Duration::from_secs(60);
-        let tenth = Duration::from_millis(100);
-        span(&format!("{key}.connect_timeout"), self.connect_timeout, tenth, minute)?;
-        span(&format!("{key}.request_timeout"), self.request_timeout, tenth, minute)?;
+        timeouts(key, self.connect_timeout, self.request_timeout)?;
         if let Some(url) = &self.url {
             #[cfg(feature = "nats")]
             queueproof_backends::nats::check_url(url)

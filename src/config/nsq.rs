@@ -4,7 +4,10 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, List, Tls, resolve::span};
+use super::{
+    ConfigError, List, Tls,
+    resolve::{http_address, timeouts},
+};
 
 /// NSQ's settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,17 +85,11 @@ impl Default for Nsq {
 impl Nsq {
     /// Checks numbers, times and addresses, each by its key.
     pub(super) fn validate(&self, key: &str) -> Result<(), ConfigError> {
-        let (tenth, minute) = (Duration::from_millis(100), Duration::from_secs(60));
-        span(&format!("{key}.connect_timeout"), self.connect_timeout, tenth, minute)?;
-        span(&format!("{key}.request_timeout"), self.request_timeout, tenth, minute)?;
+        timeouts(key, self.connect_timeout, self.request_timeout)?;
         self.tls.validate(key)?;
         let http = self.http_url.iter().map(|url| ("http_url", url));
         for (what, url) in http.chain(self.lookupd.0.iter().map(|url| ("lookupd", url))) {
-            if !(url.starts_with("http://") || url.starts_with("https://")) {
-                return Err(ConfigError::new(format!(
-                    "{key}.{what}: an HTTP address begins with http:// or https://"
-                )));
-            }
+            http_address(&format!("{key}.{what}"), url)?;
         }
         if self.url.is_none() && (self.http_url.is_some() || !self.lookupd.0.is_empty()) {
             return Err(ConfigError::new(format!(

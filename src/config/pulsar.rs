@@ -4,7 +4,10 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, Tls, resolve::span};
+use super::{
+    ConfigError, Tls,
+    resolve::{http_address, timeouts},
+};
 
 /// Pulsar's settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,9 +114,7 @@ impl Default for Pulsar {
 impl Pulsar {
     /// Checks numbers, times and addresses, each by its key.
     pub(super) fn validate(&self, key: &str) -> Result<(), ConfigError> {
-        let (tenth, minute) = (Duration::from_millis(100), Duration::from_secs(60));
-        span(&format!("{key}.connect_timeout"), self.connect_timeout, tenth, minute)?;
-        span(&format!("{key}.request_timeout"), self.request_timeout, tenth, minute)?;
+        timeouts(key, self.connect_timeout, self.request_timeout)?;
         self.tls.validate(key)?;
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '=' | ':' | '.');
         for (what, name) in [("tenant", &self.tenant), ("namespace", &self.namespace)] {
@@ -133,12 +134,8 @@ impl Pulsar {
         if self.admin_url.is_some() && self.url.is_none() {
             return Err(ConfigError::new(format!("{key}.admin_url goes with {key}.url")));
         }
-        if let Some(url) = &self.admin_url
-            && !(url.starts_with("http://") || url.starts_with("https://"))
-        {
-            return Err(ConfigError::new(format!(
-                "{key}.admin_url: an address of the admin interface begins with http:// or https://"
-            )));
+        if let Some(url) = &self.admin_url {
+            http_address(&format!("{key}.admin_url"), url)?;
         }
         #[cfg(feature = "pulsar")]
         if let Some(url) = &self.url {

@@ -312,6 +312,21 @@ pub(super) fn span(
     )))
 }
 
+/// Checks a backend's limits for connecting and for answers.
+pub(super) fn timeouts(key: &str, connect: Duration, request: Duration) -> Result<(), ConfigError> {
+    let (least, most) = (Duration::from_millis(100), Duration::from_secs(60));
+    span(&format!("{key}.connect_timeout"), connect, least, most)?;
+    span(&format!("{key}.request_timeout"), request, least, most)
+}
+
+/// Checks the beginning of an HTTP address.
+pub(super) fn http_address(key: &str, url: &str) -> Result<(), ConfigError> {
+    if url.starts_with("http://") || url.starts_with("https://") {
+        return Ok(());
+    }
+    Err(ConfigError::new(format!("{key}: an HTTP address begins with http:// or https://")))
+}
+
 pub(super) fn range<N: Into<u64>>(
     key: &str,
     value: N,

@@ -29,9 +29,9 @@ pub(super) static PROPERTIES: &[Property] = &[
         id: "work-queue/key-order",
         title: "Messages of one key come in their order, and to one consumer at a time.",
         doc: "Competing consumers, each on a connection of its own, share a subscription that is \
-              ordered by key; one publisher sends messages of thirteen keys in turn, two by two. The first \
-              deliveries of each key must come in the order of publishing, and while a consumer \
-              holds one of a key nobody else may be given another.",
+              ordered by key; one publisher sends messages of thirteen keys in turn, two by two. \
+              The first deliveries of each key must come in the order of publishing, and while a \
+              consumer holds one of a key nobody else may be given another.",
         needs: &[WorkQueue, Keys, KeyOrder],
         catches: &[(Flaw::IgnoreKeyOrder, KeyShared), (Flaw::Reorder, Reordered)],
         scenario: |stage| Box::pin(key_order(stage)),
@@ -109,7 +109,18 @@ fn judge_key_order(evidence: &Evidence<'_>, findings: &mut Findings) {
         let Some(key) = key else { continue };
         judged += 1;
         consumers.insert(delivery.op.consumer);
-        if let Some(&before) = highest.get(&key).filter(|&&before| number < before) {
+        // The broker takes it from a consumer that holds it past its ack timeout, which begins
+        // when it is put into the consumer's prefetch: after its publish, and nothing else is known.
+        let timeout = evidence.subscription(delivery).spec.ack_timeout;
+        let published = delivery.publish.map_or(0, |p| evidence.publishes[p].at.0);
+        let lapses = published.saturating_add(timeout);
+        let before = highest.get(&key).copied().filter(|&before| number < before);
+        if before.is_some() && delivery.at.1 > lapses {
+            findings.undecided(
+                "a message came after a later one of its key when it may have been locked and \
+                 returned before",
+            );
+        } else if let Some(before) = before {
             findings.anomaly(Reordered, || {
                 let at = words(delivery.at.1);
                 format!("of key {key} message {number} came after message {before}, at {at}")
@@ -131,12 +142,8 @@ fn judge_key_order(evidence: &Evidence<'_>, findings: &mut Findings) {
                 )
             });
         }
-        // The broker takes it from a consumer that holds it past its ack timeout, which begins
-        // when it is put into the consumer's prefetch: after its publish, and nothing else is known.
-        let timeout = evidence.subscription(delivery).spec.ack_timeout;
         let settled = delivery.settles.first().map_or(u64::MAX, |settle| settle.at.0);
-        let published = delivery.publish.map_or(0, |p| evidence.publishes[p].at.0);
-        let mut letting_go = settled.min(published.saturating_add(timeout));
+        let mut letting_go = settled.min(lapses);
         if consumer == delivery.op.consumer {
             // It may still hold an earlier one.
             letting_go = letting_go.max(until);

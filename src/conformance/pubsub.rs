@@ -46,9 +46,9 @@ pub(super) static PROPERTIES: &[Property] = &[
         id: "pubsub/late-subscriber",
         title: "A late subscription begins where it was told to.",
         doc: "Beside a subscription that is there from the beginning two others are made when half \
-              of the messages are published and confirmed: one that begins with the earliest stored message (where the backend has that) and one \
-              that begins with the next. The first must get all, the second none of those that were \
-              stored before.",
+              of the messages are published and confirmed: one that begins with the earliest \
+              stored message (where the backend has that) and one that begins with the next. The \
+              first must get all, the second none of those that were stored before.",
         needs: &[Broadcast, StartLatest],
         catches: &[
             (Flaw::LatestAsEarliest, BeforeStart),

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     connection::{Kind, Lost, Owner, lock},
-    pool::{Fault, PAUSE, Pool, is_passing, refused},
+    pool::{Fault, PAUSE, Pool, patiently, refused},
     subscriber::{CLOSED, Open, Subscriber},
     wire,
 };
@@ -39,17 +39,7 @@ impl Subscriber {
         pool: &Pool,
         deadline: Instant,
     ) -> Result<(), Fault> {
-        loop {
-            match self.try_open(pool, deadline).await {
-                Err(Fault::Refused(code, words)) if is_passing(code) => {
-                    if Instant::now() + PAUSE >= deadline {
-                        return Err(Fault::Refused(code, words));
-                    }
-                    sleep(PAUSE).await;
-                }
-                answer => return answer,
-            }
-        }
+        patiently(deadline, || self.try_open(pool, deadline)).await
     }
 
     async fn try_open(self: &Arc<Self>, pool: &Pool, deadline: Instant) -> Result<(), Fault> {

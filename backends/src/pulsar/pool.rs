@@ -114,17 +114,7 @@ impl Pool {
         topic: &str,
         deadline: Instant,
     ) -> Result<(Arc<Connection>, u64), Fault> {
-        loop {
-            match self.look_up(topic, deadline).await {
-                Err(Fault::Refused(code, words)) if is_passing(code) => {
-                    if Instant::now() + PAUSE >= deadline {
-                        return Err(Fault::Refused(code, words));
-                    }
-                    sleep(PAUSE).await;
-                }
-                answer => return answer,
-            }
-        }
+        patiently(deadline, || self.look_up(topic, deadline)).await
     }
 
     async fn look_up(
@@ -254,8 +244,26 @@ pub(super) fn refused(code: i32, message: String) -> Fault {
     Fault::Refused(wire::server_error(code), message)
 }
 
+/// Asks again until the deadline while the refusal may be over in a moment.
+pub(super) async fn patiently<T, F: Future<Output = Result<T, Fault>>>(
+    deadline: Instant,
+    mut ask: impl FnMut() -> F,
+) -> Result<T, Fault> {
+    loop {
+        match ask().await {
+            Err(Fault::Refused(code, words)) if is_passing(code) => {
+                if Instant::now() + PAUSE >= deadline {
+                    return Err(Fault::Refused(code, words));
+                }
+                sleep(PAUSE).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
 /// Whether a refusal may be over in a moment.
-pub(super) fn is_passing(code: ServerError) -> bool {
+fn is_passing(code: ServerError) -> bool {
     use ServerError::{MetadataError, ServiceNotReady, TooManyRequests};
     matches!(code, ServiceNotReady | TooManyRequests | MetadataError)
 }

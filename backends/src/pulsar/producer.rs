@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     connection::{Connection, Kind, LOST, Lost, Owner, lock},
-    pool::{Fault, PAUSE, Pool, is_passing, refused},
+    pool::{Fault, PAUSE, Pool, patiently, refused},
     wire::{self, Frame, Payload},
 };
 use crate::{Access, Message, PublishError, RejectKind};
@@ -128,17 +128,7 @@ impl Producer {
         pool: &Pool,
         deadline: Instant,
     ) -> Result<(), Fault> {
-        loop {
-            match self.try_open(pool, deadline).await {
-                Err(Fault::Refused(code, words)) if is_passing(code) => {
-                    if Instant::now() + PAUSE >= deadline {
-                        return Err(Fault::Refused(code, words));
-                    }
-                    sleep(PAUSE).await;
-                }
-                answer => return answer,
-            }
-        }
+        patiently(deadline, || self.try_open(pool, deadline)).await
     }
 
     async fn try_open(self: &Arc<Self>, pool: &Pool, deadline: Instant) -> Result<(), Fault> {
