@@ -192,24 +192,23 @@ fn compare(cli: &Cli, compare: &Compare) -> Result<u8, Failure> {
     print(&report::render_comparison(format, &comparison, style).map_err(Failure::environment)?)?;
     match (compare.fail_on, breaches.as_slice()) {
         (Some(fail_on), [first, rest @ ..]) => {
-            Err(Failure { code: 1, words: breached(fail_on, *first, rest.len()) })
+            Err(Failure { code: 1, words: breached(fail_on, &comparison, *first, rest.len()) })
         }
         _ => Ok(0),
     }
 }
 
 /// Why a comparison failed, in words.
-fn breached(fail_on: FailOn, (target, change): (&str, &Change), more: usize) -> String {
-    let what = change.property.as_deref().unwrap_or("the whole target");
-    let verdict = |found: &Option<compare::Found>| {
-        found.as_ref().map_or("not there".into(), |found| found.verdict.to_string())
-    };
-    let step = match change.property {
-        Some(_) => format!(", {} → {}", verdict(&change.from.found), verdict(&change.to.found)),
-        None => String::new(),
-    };
+fn breached(
+    fail_on: FailOn,
+    comparison: &compare::Comparison,
+    (target, change): (&str, &Change),
+    more: usize,
+) -> String {
+    let property = change.property.as_deref().map(|id| format!(" {id}")).unwrap_or_default();
+    let step = report::compare::step(comparison, change);
     let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-    report::plain(&format!("--fail-on {fail_on}: {target}: {what}{step}{more}"))
+    format!("--fail-on {fail_on}: {}: {step}{more}", report::plain(&format!("{target}{property}")))
 }
 
 fn show_config(target: &Target) -> Result<u8, Failure> {

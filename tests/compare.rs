@@ -195,8 +195,8 @@ fn a_regression_ends_with_1_and_is_named_and_its_reverse_is_only_a_change() {
     assert_eq!(codes(["absent.json", "base.json"]), [Some(1), Some(1)], "other vanished");
     let output = compared(&["base.json", "flawed.json"], &["--fail-on", "regression"]);
     let words = text(&output.stderr);
-    assert!(words.contains("--fail-on regression: memory: dedup/"), "{words}");
-    assert!(words.contains(", pass → fail; and "), "{words}");
+    assert!(words.contains("--fail-on regression: memory dedup/"), "{words}");
+    assert!(words.contains(": pass → FAIL duplicate-stored; and "), "{words}");
     assert!(!output.stdout.is_empty(), "the comparison is printed all the same");
     // A step that a later file takes back was one.
     let output = compared(&["base.json", "flawed.json", "base.json"], &["--fail-on", "regression"]);

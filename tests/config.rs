@@ -82,6 +82,36 @@ fn a_secret_in_a_configuration_is_refused_and_not_repeated() {
 }
 
 #[test]
+fn an_address_beside_the_brokers_own_holds_no_secret_either() {
+    for text in [
+        "pulsar:\n  url: pulsar://h\n  admin_url: http://me:hunter2@h:8080\n",
+        "pulsar:\n  url: pulsar://h\n  admin_url: http://h:8080?token=hunter2\n",
+        "pulsar:\n  auth:\n    oauth2:\n      issuer_url: https://me:hunter2@h/\n      credentials_file: f\n",
+        "nsq:\n  url: nsq://h\n  http_url: http://me:hunter2@h:4151\n",
+        "nsq:\n  url: nsq://h\n  lookupd: [\"http://me:hunter2@h:4161\"]\n",
+    ] {
+        let error = read(text.as_bytes()).expect_err(text);
+        assert!(!error.contains("hunter2"), "{error}");
+        assert!(error.contains("no user, password or query"), "{error}");
+    }
+}
+
+#[test]
+fn settings_of_pulsar_and_nsq_that_cannot_be_are_refused_before_anything_is_reached() {
+    for (text, expected) in [
+        ("pulsar:\n  namespace: .x\n", "pulsar: namespace: \".x\" is not a name"),
+        ("pulsar:\n  tenant: a/b\n", "pulsar: tenant: \"a/b\" is not a name"),
+        ("pulsar:\n  auth:\n    oauth2: {}\n", "missing field `issuer_url`"),
+        ("pulsar:\n  server:\n    config:\n      a: \"b\\\\\"\n", "is not one line"),
+        ("pulsar:\n  server:\n    config:\n      \"bind\\\\u0041ddress\": x\n", "is not one line"),
+        ("nsq:\n  new_channel_wait: 10000h\n", "nsq.new_channel_wait: "),
+    ] {
+        let error = read(text.as_bytes()).expect_err(text);
+        assert!(error.contains(expected), "expected {expected}\n   found {error}");
+    }
+}
+
+#[test]
 fn what_cannot_be_a_file_is_refused_without_reading_for_ever() {
     for path in ["/dev/zero", "/", "/no/such/file"] {
         let mut layers = Layers::default();

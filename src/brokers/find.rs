@@ -15,7 +15,7 @@ use super::{
 };
 
 /// What to look for.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// The executable that the settings name; no other is looked for then.
     pub binary: Option<PathBuf>,

@@ -89,6 +89,13 @@ fn invocation(launch: &Launch) -> Result<Invocation, BrokerError> {
         BrokerError::environment(format!("`{}` {why}", settings.binary.display()))
     })?;
 
+    // Such a line would swallow the next one, which may be the address to listen on.
+    if let Some(line) = settings.extra.lines().find(|l| l.ends_with('\\') || l.contains('\r')) {
+        return Err(BrokerError::usage(format!(
+            "{line:?} is not one line of Pulsar's configuration: it goes on in the next"
+        )));
+    }
+
     let own = conf(&home);
     let text = fs::read_to_string(&own)
         .map_err(BrokerError::io(format_args!("reading `{}`", own.display())))?;

@@ -101,7 +101,7 @@ pub struct NatsServer {
     /// The program; it is looked for without.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub binary: Option<PathBuf>,
-    /// The version; the one that queueproof was tested with without.
+    /// The version; without, whichever is found first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     /// How often the server syncs its files: `always` or a duration.

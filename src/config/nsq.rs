@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ConfigError, List, Tls,
-    resolve::{http_address, timeouts},
+    resolve::{http_address, span, timeouts},
 };
 
 /// NSQ's settings.
@@ -86,6 +86,8 @@ impl Nsq {
     /// Checks numbers, times and addresses, each by its key.
     pub(super) fn validate(&self, key: &str) -> Result<(), ConfigError> {
         timeouts(key, self.connect_timeout, self.request_timeout)?;
+        let wait = format!("{key}.new_channel_wait");
+        span(&wait, self.new_channel_wait, Duration::ZERO, Duration::from_secs(60))?;
         self.tls.validate(key)?;
         let http = self.http_url.iter().map(|url| ("http_url", url));
         for (what, url) in http.chain(self.lookupd.0.iter().map(|url| ("lookupd", url))) {

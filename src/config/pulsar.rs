@@ -64,8 +64,8 @@ pub struct PulsarAuth {
 }
 
 /// OAuth 2.0, client credentials.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "issuer_url and credentials_file")]
 pub struct PulsarOAuth2 {
     /// The issuer's address.
     pub issuer_url: String,
@@ -86,7 +86,7 @@ pub struct PulsarServer {
     /// `bin/pulsar` of a distribution; it is looked for without.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub binary: Option<PathBuf>,
-    /// The version; the one that queueproof was tested with without.
+    /// The version; without, whichever is found first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     /// Further lines of its configuration file, as `managedLedgerDefaultEnsembleSize: 1`.
@@ -116,16 +116,15 @@ impl Pulsar {
     pub(super) fn validate(&self, key: &str) -> Result<(), ConfigError> {
         timeouts(key, self.connect_timeout, self.request_timeout)?;
         self.tls.validate(key)?;
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '=' | ':' | '.');
-        for (what, name) in [("tenant", &self.tenant), ("namespace", &self.namespace)] {
-            if name.is_empty() || !name.chars().all(plain) {
-                return Err(ConfigError::new(format!(
-                    "{key}.{what}: {name:?} is not a name of a-z, A-Z, 0-9, - = : . and _"
-                )));
-            }
-        }
+        #[cfg(feature = "pulsar")]
+        queueproof_backends::pulsar::check_names(&self.tenant, &self.namespace)
+            .map_err(|e| ConfigError::new(format!("{key}: {e}")))?;
         for (line, value) in &self.server.config {
-            if line.contains(['=', '\n', '#']) || value.contains('\n') {
+            // A backslash would escape, or swallow the line after it.
+            if line.contains(['=', '\n', '\r', '#', '\\'])
+                || value.contains(['\n', '\r'])
+                || value.ends_with('\\')
+            {
                 return Err(ConfigError::new(format!(
                     "{key}.server.config: {line:?} is not one line of Pulsar's configuration"
                 )));
@@ -136,6 +135,14 @@ impl Pulsar {
         }
         if let Some(url) = &self.admin_url {
             http_address(&format!("{key}.admin_url"), url)?;
+        }
+        if let Some(oauth2) = &self.auth.oauth2 {
+            http_address(&format!("{key}.auth.oauth2.issuer_url"), &oauth2.issuer_url)?;
+            if oauth2.credentials_file.as_os_str().is_empty() {
+                return Err(ConfigError::new(format!(
+                    "{key}.auth.oauth2.credentials_file: the path of a file is needed"
+                )));
+            }
         }
         #[cfg(feature = "pulsar")]
         if let Some(url) = &self.url {

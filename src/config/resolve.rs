@@ -319,12 +319,17 @@ pub(super) fn timeouts(key: &str, connect: Duration, request: Duration) -> Resul
     span(&format!("{key}.request_timeout"), request, least, most)
 }
 
-/// Checks the beginning of an HTTP address.
+/// Checks an HTTP address; it is shown with the settings, so it must hold no secret. The error does
+/// not show it.
 pub(super) fn http_address(key: &str, url: &str) -> Result<(), ConfigError> {
-    if url.starts_with("http://") || url.starts_with("https://") {
+    let problem = if !(url.starts_with("http://") || url.starts_with("https://")) {
+        "an HTTP address begins with http:// or https://"
+    } else if url.contains(['@', '?', '#']) {
+        "an address holds no user, password or query: see `auth` for credentials"
+    } else {
         return Ok(());
-    }
-    Err(ConfigError::new(format!("{key}: an HTTP address begins with http:// or https://")))
+    };
+    Err(ConfigError::new(format!("{key}: {problem}")))
 }
 
 pub(super) fn range<N: Into<u64>>(

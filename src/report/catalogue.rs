@@ -52,7 +52,8 @@ fn declares(name: &str) -> BTreeMap<Capability, Support> {
         "pulsar" => queueproof_backends::pulsar::declares(),
         #[cfg(feature = "nsq")]
         "nsq" => queueproof_backends::nsq::declares(),
-        _ => memory::declares(),
+        "memory" => memory::declares(),
+        _ => BTreeMap::new(),
     }
 }
 

@@ -255,7 +255,7 @@ fn kinds(found: &Found) -> String {
 }
 
 /// A change in words. Of two files it is plain which is before and which after.
-fn step(comparison: &Comparison, change: &Change) -> String {
+pub fn step(comparison: &Comparison, change: &Change) -> String {
     let label = |file: usize| plain(&comparison.files[file].label);
     let place = |file: usize| match comparison.files.len() {
         2 => String::new(),

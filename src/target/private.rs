@@ -14,7 +14,10 @@ pub(super) fn private(
     let kind = brokers::kind(name).map_err(broken)?;
     let places = Places::from_env().map_err(broken)?;
     let found = brokers::find(&places, kind, wanted).map_err(|error| match error.class {
-        brokers::ErrorClass::Environment => Unreached::Absent(error.to_string()),
+        // What was asked for by name must be there.
+        brokers::ErrorClass::Environment if *wanted == Wanted::default() => {
+            Unreached::Absent(error.to_string())
+        }
         _ => broken(error),
     })?;
     let mut settings = StartSettings::new(found.path);

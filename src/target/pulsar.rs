@@ -79,19 +79,12 @@ fn auth(auth: &config::PulsarAuth) -> Result<Auth, ConfigError> {
         (None, None, Some(_), None) => {
             Err(ConfigError::new("a password in pulsar.auth needs pulsar.auth.user"))
         }
-        (None, None, None, Some(oauth2)) => {
-            if oauth2.issuer_url.is_empty() || oauth2.credentials_file.as_os_str().is_empty() {
-                return Err(ConfigError::new(
-                    "pulsar.auth.oauth2 needs issuer_url and credentials_file",
-                ));
-            }
-            Ok(Auth::OAuth2 {
-                issuer_url: oauth2.issuer_url,
-                credentials_file: oauth2.credentials_file,
-                audience: oauth2.audience,
-                scope: oauth2.scope,
-            })
-        }
+        (None, None, None, Some(oauth2)) => Ok(Auth::OAuth2 {
+            issuer_url: oauth2.issuer_url,
+            credentials_file: oauth2.credentials_file,
+            audience: oauth2.audience,
+            scope: oauth2.scope,
+        }),
         _ => Err(ConfigError::new("pulsar.auth names several kinds of credentials; one is needed")),
     }
 }

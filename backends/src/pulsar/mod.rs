@@ -168,15 +168,7 @@ impl PulsarConnector {
     /// [`ErrorKind::InvalidArgument`] for an address, a name or a file that cannot be.
     pub fn new(settings: PulsarSettings) -> Result<Self, BackendError> {
         let address = dial::parse(&settings.url)?;
-        for (what, name) in [("tenant", &settings.tenant), ("namespace", &settings.namespace)] {
-            let plain = |c: char| c.is_ascii_alphanumeric() || "-=:._".contains(c);
-            if name.is_empty() || !name.chars().all(plain) || name.starts_with('.') {
-                let problem = format!(
-                    "pulsar.{what}: {name:?} is not a {what}'s name: letters, digits, - = : . _"
-                );
-                return Err(BackendError::new(ErrorKind::InvalidArgument, problem));
-            }
-        }
+        check_names(&settings.tenant, &settings.namespace)?;
         let settings = Arc::new(settings);
         let tls = settings.tls.config()?;
         let credentials = Arc::new(auth::Credentials::new(&settings.auth)?);
@@ -239,6 +231,24 @@ pub fn declares() -> BTreeMap<Capability, Support> {
 /// [`ErrorKind::InvalidArgument`], which never repeats a secret.
 pub fn check_url(url: &str) -> Result<(), BackendError> {
     dial::parse(url).map(drop)
+}
+
+/// Whether these can be a tenant and a namespace.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArgument`] with what is wrong.
+pub fn check_names(tenant: &str, namespace: &str) -> Result<(), BackendError> {
+    for (what, name) in [("tenant", tenant), ("namespace", namespace)] {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-=:._".contains(c);
+        if name.is_empty() || !name.chars().all(plain) || name.starts_with('.') {
+            let problem = format!(
+                "{what}: {name:?} is not a name of a-z, A-Z, 0-9, - = : . and _ that begins with \
+                 no dot"
+            );
+            return Err(BackendError::new(ErrorKind::InvalidArgument, problem));
+        }
+    }
+    Ok(())
 }
 
 impl Connector for PulsarConnector {
