@@ -4,11 +4,11 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use queueproof_backends::flawed::Flaw;
 
 use crate::{
     compare::{FailOn, Tolerance},
     config::{Color, ConfigError, Format, Layers, Profile},
+    flaw::Flaw,
     report::catalogue::Listing,
 };
 
@@ -201,8 +201,8 @@ pub struct Clean {
 
 /// A flaw by its name.
 fn flaw(name: &str) -> Result<Flaw, String> {
-    Flaw::ALL.iter().copied().find(|flaw| flaw.name() == name).ok_or_else(|| {
-        match crate::config::nearest(name, Flaw::ALL.iter().map(|f| f.name())) {
+    Flaw::all().find(|flaw| flaw.name() == name).ok_or_else(|| {
+        match crate::config::nearest(name, Flaw::all().map(Flaw::name)) {
             Some(near) => format!("there is no such flaw; did you mean {near}?"),
             None => "there is no such flaw; see queueproof list flaws".into(),
         }

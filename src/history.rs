@@ -10,7 +10,11 @@ use std::time::Duration;
 use queueproof_backends::{Capabilities, Direction, RejectKind, Start};
 use serde::{Deserialize, Serialize};
 
-use crate::{message::Seen, plan::Suite};
+use crate::{
+    message::Seen,
+    plan::Suite,
+    scheduler::{Event, Workload},
+};
 
 mod file;
 mod ledger;
@@ -52,6 +56,9 @@ pub struct Header {
     /// The flaw that was put in on purpose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flaw: Option<String>,
+    /// What was scheduled, where that was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<Box<Workload>>,
 }
 
 /// One operation.
@@ -138,6 +145,8 @@ pub enum What {
         /// The subscription.
         subscription: u16,
     },
+    /// Something happened in a workload of the scheduler.
+    Schedule(Box<Event>),
     /// The scenario marks a moment or a figure for its judge.
     Mark {
         /// What is marked.

@@ -4,8 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{config, conformance::Property};
-use queueproof_backends::flawed::Flaw;
+use crate::{config, conformance::Property, flaw::Flaw};
 
 /// A whole run, resolved.
 #[derive(Debug, Clone)]

@@ -292,6 +292,7 @@ impl Crew<'_> {
                 capabilities: self.introduction.capabilities.clone(),
                 virtual_time: simulated,
                 flaw: self.target.flaw.map(|flaw| flaw.name().into()),
+                workload: None,
             };
             let ledger = Ledger::new(header, path.as_deref()).map_err(|error| {
                 let path = path.as_deref().unwrap_or(std::path::Path::new("")).display();

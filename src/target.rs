@@ -10,6 +10,7 @@ use queueproof_backends::{
 
 use crate::{
     brokers::PrivateBroker,
+    flaw::Flaw,
     plan::{BackendPlan, TargetPlan},
 };
 
@@ -83,7 +84,7 @@ impl Reached {
                 return Err(Unreached::Broken(why));
             }
         };
-        Ok(match plan.flaw {
+        Ok(match plan.flaw.and_then(Flaw::backend) {
             Some(flaw) => {
                 let connector = Arc::new(FlawedConnector::new(reached.connector, flaw));
                 Reached { connector, ..reached }

@@ -12,10 +12,10 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use queueproof::{
     config,
     conformance::{Property, properties},
+    flaw::Flaw,
     plan::BackendPlan,
     results::Verdict,
 };
-use queueproof_backends::flawed::Flaw;
 use standin::{Options, StandIn};
 use support::{broker, nats_at, play};
 
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
             trials.push(Trial::test(name, move || caught(property, flaw, anomaly.name())));
         }
     }
-    for &flaw in Flaw::ALL {
+    for flaw in Flaw::all() {
         let name = format!("{} is caught by a property", flaw.name());
         trials.push(Trial::test(name, move || {
             let caught = properties().any(|p| p.catches.iter().any(|(f, _)| *f == flaw));

@@ -150,6 +150,7 @@ impl Story {
                 capabilities: connection.capabilities(),
                 virtual_time: false,
                 flaw: None,
+                workload: None,
             },
             ops: self.0,
             end: Some(End { at, halt }),

@@ -243,7 +243,7 @@ impl<'h> Evidence<'h> {
             }
             What::Stall => self.stalls.push(op.at),
             What::Publisher { name, .. } => self.publishers.push(name.as_deref()),
-            What::Heal | What::Depth { .. } | What::Mark { .. } => {}
+            What::Heal | What::Depth { .. } | What::Mark { .. } | What::Schedule(_) => {}
         }
         Ok(())
     }

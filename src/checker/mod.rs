@@ -17,6 +17,7 @@ pub mod dedup;
 pub mod delivery;
 pub mod evidence;
 pub mod outcome;
+pub mod scheduling;
 pub mod timing;
 
 pub use anomaly::AnomalyKind;

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use globset::GlobBuilder;
-use queueproof_backends::flawed::Flaw;
 
 use super::{
     Config, ConfigError, List, Tls,
@@ -11,6 +10,7 @@ use super::{
 };
 use crate::{
     conformance::{Property, properties},
+    flaw::Flaw,
     plan::{BackendPlan, Plan, Suite, TargetPlan},
 };
 

@@ -18,6 +18,7 @@ use crate::{
         AnomalyKind::{DuplicateStored, FalseDuplicate, ReceiptContradicted, UnreportedDuplicate},
         Evidence, Findings, millis, words,
     },
+    flaw::Flaw::Backend,
     history::{Halt, Published, nanos},
 };
 
@@ -28,8 +29,8 @@ pub(super) static PROPERTIES: &[Property] = &[
         doc: "One publisher publishes each key three times, some at once and some later.",
         needs: &[WorkQueue, DedupId],
         catches: &[
-            (Flaw::IgnoreDedup, DuplicateStored),
-            (Flaw::WrongPosition, ReceiptContradicted),
+            (Backend(Flaw::IgnoreDedup), DuplicateStored),
+            (Backend(Flaw::WrongPosition), ReceiptContradicted),
         ],
         scenario: |stage| Box::pin(same_publisher(stage)),
         judge: judge_copies,
@@ -41,8 +42,8 @@ pub(super) static PROPERTIES: &[Property] = &[
               publisher on the same connection, and by one on a new connection.",
         needs: &[WorkQueue, DedupId],
         catches: &[
-            (Flaw::IgnoreDedup, DuplicateStored),
-            (Flaw::DedupPerPublisher, DuplicateStored),
+            (Backend(Flaw::IgnoreDedup), DuplicateStored),
+            (Backend(Flaw::DedupPerPublisher), DuplicateStored),
         ],
         scenario: |stage| Box::pin(reopened_publisher(stage)),
         judge: judge_copies,
@@ -54,8 +55,8 @@ pub(super) static PROPERTIES: &[Property] = &[
               other: several schedulers without a leader.",
         needs: &[WorkQueue, DedupId],
         catches: &[
-            (Flaw::IgnoreDedup, DuplicateStored),
-            (Flaw::DedupPerPublisher, DuplicateStored),
+            (Backend(Flaw::IgnoreDedup), DuplicateStored),
+            (Backend(Flaw::DedupPerPublisher), DuplicateStored),
         ],
         scenario: |stage| Box::pin(across_publishers(stage)),
         judge: judge_copies,
@@ -66,7 +67,10 @@ pub(super) static PROPERTIES: &[Property] = &[
         doc: "Publishers, each on a connection of its own, publish the same keys at the same time, \
               key by key. The figure is how many keys had publishes that overlapped.",
         needs: &[WorkQueue, DedupId],
-        catches: &[(Flaw::DedupRace, DuplicateStored), (Flaw::DedupPerPublisher, DuplicateStored)],
+        catches: &[
+            (Backend(Flaw::DedupRace), DuplicateStored),
+            (Backend(Flaw::DedupPerPublisher), DuplicateStored),
+        ],
         scenario: |stage| Box::pin(concurrent_publishers(stage)),
         judge: judge_concurrent,
     },
@@ -76,7 +80,7 @@ pub(super) static PROPERTIES: &[Property] = &[
         doc: "Many keys, some of which begin or end like others, are published once each. All must \
               be delivered, and no receipt may say duplicate.",
         needs: &[WorkQueue, DedupId],
-        catches: &[(Flaw::DedupCollide, FalseDuplicate)],
+        catches: &[(Backend(Flaw::DedupCollide), FalseDuplicate)],
         scenario: |stage| Box::pin(distinct_kept(stage)),
         judge: judge_distinct,
     },
@@ -86,7 +90,7 @@ pub(super) static PROPERTIES: &[Property] = &[
         doc: "Keys are published again after a tenth, half and seven tenths of the topic's \
               deduplication window.",
         needs: &[WorkQueue, DedupId, DedupWindow],
-        catches: &[(Flaw::DedupShortWindow, DuplicateStored)],
+        catches: &[(Backend(Flaw::DedupShortWindow), DuplicateStored)],
         scenario: |stage| Box::pin(window_inside(stage)),
         judge: judge_copies,
     },
@@ -98,7 +102,7 @@ pub(super) static PROPERTIES: &[Property] = &[
               from the first: it is stored if the window is fixed, and dropped if it slides. After \
               window and tolerance have passed since the last repetition a key must be accepted.",
         needs: &[WorkQueue, DedupId, DedupWindow],
-        catches: &[(Flaw::DedupLongWindow, FalseDuplicate)],
+        catches: &[(Backend(Flaw::DedupLongWindow), FalseDuplicate)],
         scenario: |stage| Box::pin(window_expiry(stage)),
         judge: judge_window_expiry,
     },
@@ -108,7 +112,7 @@ pub(super) static PROPERTIES: &[Property] = &[
         doc: "Keys are published, consumed and acknowledged; then they are published again within \
               the window.",
         needs: &[WorkQueue, DedupId],
-        catches: &[(Flaw::DedupForgetAcked, DuplicateStored)],
+        catches: &[(Backend(Flaw::DedupForgetAcked), DuplicateStored)],
         scenario: |stage| Box::pin(after_ack(stage)),
         judge: judge_after_ack,
     },
@@ -118,7 +122,7 @@ pub(super) static PROPERTIES: &[Property] = &[
         doc: "Each key is published twice. The receipts must tell the original from the duplicate, \
               and must agree with what is delivered.",
         needs: &[WorkQueue, DedupId, DuplicateReported],
-        catches: &[(Flaw::MisreportDuplicate, UnreportedDuplicate)],
+        catches: &[(Backend(Flaw::MisreportDuplicate), UnreportedDuplicate)],
         scenario: |stage| Box::pin(reported(stage)),
         judge: judge_reported,
     },
@@ -129,7 +133,10 @@ pub(super) static PROPERTIES: &[Property] = &[
               another connection sees the messages stored. Then the link is cut, so that the \
               publisher cannot know; after it heals, the same keys are published again.",
         needs: &[WorkQueue, DedupId],
-        catches: &[(Flaw::RetryStoredTwice, DuplicateStored), (Flaw::IgnoreDedup, DuplicateStored)],
+        catches: &[
+            (Backend(Flaw::RetryStoredTwice), DuplicateStored),
+            (Backend(Flaw::IgnoreDedup), DuplicateStored),
+        ],
         scenario: |stage| Box::pin(retry_after_unknown(stage)),
         judge: judge_retry,
     },
@@ -140,7 +147,7 @@ pub(super) static PROPERTIES: &[Property] = &[
               limited, to a full topic; both are refused. Then the same keys are published \
               rightly, and must be stored.",
         needs: &[WorkQueue, DedupId],
-        catches: &[(Flaw::RejectBurnsKey, FalseDuplicate)],
+        catches: &[(Backend(Flaw::RejectBurnsKey), FalseDuplicate)],
         scenario: |stage| Box::pin(invalid_first(stage)),
         judge: judge_invalid_first,
     },

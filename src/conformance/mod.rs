@@ -1,10 +1,11 @@
 //! The suite: the one list of properties, from which tables, documentation and tests are made.
 
 use futures::future::LocalBoxFuture;
-use queueproof_backends::{Capability, flawed::Flaw};
+use queueproof_backends::Capability;
 
 use crate::{
     checker::{AnomalyKind, Evidence, Findings},
+    flaw::Flaw,
     history::Halt,
 };
 

@@ -21,6 +21,7 @@ use crate::{
         evidence::Delivered,
         words,
     },
+    flaw::Flaw::Backend,
     history::{Halt, nanos},
 };
 
@@ -33,7 +34,7 @@ pub(super) static PROPERTIES: &[Property] = &[
               The first deliveries of each key must come in the order of publishing, and while a \
               consumer holds one of a key nobody else may be given another.",
         needs: &[WorkQueue, Keys, KeyOrder],
-        catches: &[(Flaw::IgnoreKeyOrder, KeyShared), (Flaw::Reorder, Reordered)],
+        catches: &[(Backend(Flaw::IgnoreKeyOrder), KeyShared), (Backend(Flaw::Reorder), Reordered)],
         scenario: |stage| Box::pin(key_order(stage)),
         judge: judge_key_order,
     },
@@ -45,7 +46,7 @@ pub(super) static PROPERTIES: &[Property] = &[
               declares an order they must come in it; otherwise the figure tells how many came \
               after a later one.",
         needs: &[WorkQueue, Backlog],
-        catches: &[(Flaw::DropBacklog, Lost), (Flaw::Reorder, Reordered)],
+        catches: &[(Backend(Flaw::DropBacklog), Lost), (Backend(Flaw::Reorder), Reordered)],
         scenario: |stage| Box::pin(backlog(stage)),
         judge: judge_backlog,
     },

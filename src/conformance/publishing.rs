@@ -20,6 +20,7 @@ use crate::{
         timing::{Spans, late},
         words,
     },
+    flaw::Flaw::Backend,
     history::{Halt, nanos},
 };
 
@@ -31,7 +32,10 @@ pub(super) static PROPERTIES: &[Property] = &[
               consumer waits. None of the delayed may come before its delay has passed since the \
               publish, nor later than that and the tolerance; the others must come at once.",
         needs: &[WorkQueue, DelayedPublish],
-        catches: &[(Flaw::IgnoreDelay, EarlyDelivery), (Flaw::DelayLonger, LateDelivery)],
+        catches: &[
+            (Backend(Flaw::IgnoreDelay), EarlyDelivery),
+            (Backend(Flaw::DelayLonger), LateDelivery),
+        ],
         scenario: |stage| Box::pin(delayed(stage)),
         judge: judge_delayed,
     },
@@ -43,7 +47,10 @@ pub(super) static PROPERTIES: &[Property] = &[
               let in; when that one's connection is cut, the next. The figures are the times of \
               the hand-over: what a scheduler's fail-over costs.",
         needs: &[WorkQueue, ExclusivePublisher],
-        catches: &[(Flaw::AdmitTwoExclusive, TwoExclusive), (Flaw::NeverHandOver, NoHandOver)],
+        catches: &[
+            (Backend(Flaw::AdmitTwoExclusive), TwoExclusive),
+            (Backend(Flaw::NeverHandOver), NoHandOver),
+        ],
         scenario: |stage| Box::pin(exclusive(stage)),
         judge: judge_exclusive,
     },
@@ -54,7 +61,7 @@ pub(super) static PROPERTIES: &[Property] = &[
               something to a protocol. Each must be refused as an invalid name, and the connection \
               must live on.",
         needs: &[WorkQueue],
-        catches: &[(Flaw::TakeIllegalName, IllegalNameTaken)],
+        catches: &[(Backend(Flaw::TakeIllegalName), IllegalNameTaken)],
         scenario: |stage| Box::pin(names(stage)),
         judge: judge_names,
     },

@@ -24,6 +24,7 @@ use crate::{
         timing::{Spans, late, redeliveries},
         words,
     },
+    flaw::Flaw::Backend,
     history::{Halt, How, SettleOutcome, What, nanos},
 };
 
@@ -34,7 +35,10 @@ pub(super) static PROPERTIES: &[Property] = &[
         doc: "Every message is handed back once without a delay while consumers wait. Each must \
               come again within the tolerance.",
         needs: &[WorkQueue, Nack],
-        catches: &[(Flaw::ForgetNack, NotRedelivered), (Flaw::NackLate, LateRedelivery)],
+        catches: &[
+            (Backend(Flaw::ForgetNack), NotRedelivered),
+            (Backend(Flaw::NackLate), LateRedelivery),
+        ],
         scenario: |stage| Box::pin(nack(stage, false)),
         judge: judge_nack,
     },
@@ -45,9 +49,9 @@ pub(super) static PROPERTIES: &[Property] = &[
               passed since the call, nor later than that and the tolerance.",
         needs: &[WorkQueue, NackDelay],
         catches: &[
-            (Flaw::NackEarly, EarlyRedelivery),
-            (Flaw::NackLate, LateRedelivery),
-            (Flaw::ForgetNack, NotRedelivered),
+            (Backend(Flaw::NackEarly), EarlyRedelivery),
+            (Backend(Flaw::NackLate), LateRedelivery),
+            (Backend(Flaw::ForgetNack), NotRedelivered),
         ],
         scenario: |stage| Box::pin(nack(stage, true)),
         judge: judge_nack,
@@ -59,10 +63,10 @@ pub(super) static PROPERTIES: &[Property] = &[
               must come back within the ack timeout and the tolerance, and not before.",
         needs: &[WorkQueue, AckTimeout],
         catches: &[
-            (Flaw::ExpireEarly, EarlyRedelivery),
-            (Flaw::ExpireLate, LateRedelivery),
-            (Flaw::NeverExpire, NotRedelivered),
-            (Flaw::AutoAck, NotRedelivered),
+            (Backend(Flaw::ExpireEarly), EarlyRedelivery),
+            (Backend(Flaw::ExpireLate), LateRedelivery),
+            (Backend(Flaw::NeverExpire), NotRedelivered),
+            (Backend(Flaw::AutoAck), NotRedelivered),
         ],
         scenario: |stage| Box::pin(ack_timeout(stage)),
         judge: judge_ack_timeout,
@@ -73,7 +77,7 @@ pub(super) static PROPERTIES: &[Property] = &[
         doc: "A consumer holds deliveries, and its connection is cut. They must come to another \
               consumer: at once, or when the ack timeout has passed, as the backend declares.",
         needs: &[WorkQueue],
-        catches: &[(Flaw::AutoAck, NotRedelivered)],
+        catches: &[(Backend(Flaw::AutoAck), NotRedelivered)],
         scenario: |stage| Box::pin(disconnect(stage)),
         judge: judge_disconnect,
     },
@@ -84,7 +88,7 @@ pub(super) static PROPERTIES: &[Property] = &[
               must stay its own until the timeout has passed again; the others must come back, or \
               nothing was shown.",
         needs: &[WorkQueue, AckTimeout, Touch],
-        catches: &[(Flaw::IgnoreTouch, EarlyRedelivery)],
+        catches: &[(Backend(Flaw::IgnoreTouch), EarlyRedelivery)],
         scenario: |stage| Box::pin(touch(stage)),
         judge: judge_touch,
     },
@@ -94,7 +98,10 @@ pub(super) static PROPERTIES: &[Property] = &[
         doc: "Messages are acknowledged; then the consumer's connection is cut and comes back, and \
               others join. Nothing may come in a quiet period that outlasts the ack timeout.",
         needs: &[WorkQueue],
-        catches: &[(Flaw::ForgetAck, RedeliveredAfterAck), (Flaw::Resurrect, RedeliveredAfterAck)],
+        catches: &[
+            (Backend(Flaw::ForgetAck), RedeliveredAfterAck),
+            (Backend(Flaw::Resurrect), RedeliveredAfterAck),
+        ],
         scenario: |stage| Box::pin(never_after_ack(stage)),
         judge: judge_never_after_ack,
     },
@@ -103,7 +110,10 @@ pub(super) static PROPERTIES: &[Property] = &[
         title: "The attempt is the number of the delivery, from 1.",
         doc: "Messages are handed back up to four times. Each delivery must carry its number.",
         needs: &[WorkQueue, Nack, AttemptCount],
-        catches: &[(Flaw::AttemptStuck, WrongAttempt), (Flaw::AttemptSkips, WrongAttempt)],
+        catches: &[
+            (Backend(Flaw::AttemptStuck), WrongAttempt),
+            (Backend(Flaw::AttemptSkips), WrongAttempt),
+        ],
         scenario: |stage| Box::pin(attempt_count(stage)),
         judge: judge_attempt_count,
     },
@@ -113,7 +123,7 @@ pub(super) static PROPERTIES: &[Property] = &[
         doc: "One consumer hands back everything it is given, others wait with room to spare. They \
               must get some of what was handed back.",
         needs: &[WorkQueue, Nack],
-        catches: &[(Flaw::StickyNack, StuckToOne)],
+        catches: &[(Backend(Flaw::StickyNack), StuckToOne)],
         scenario: |stage| Box::pin(other_consumer(stage)),
         judge: judge_other_consumer,
     },
@@ -125,8 +135,8 @@ pub(super) static PROPERTIES: &[Property] = &[
               must be delivered three times and then be in the dead-letter topic, whole and once.",
         needs: &[WorkQueue, Nack, AckTimeout, DeadLetter],
         catches: &[
-            (Flaw::IgnoreDeliveryLimit, Unbounded),
-            (Flaw::LoseDeadLetters, NotDeadLettered),
+            (Backend(Flaw::IgnoreDeliveryLimit), Unbounded),
+            (Backend(Flaw::LoseDeadLetters), NotDeadLettered),
         ],
         scenario: |stage| Box::pin(bounded(stage)),
         judge: judge_bounded,
@@ -137,7 +147,7 @@ pub(super) static PROPERTIES: &[Property] = &[
         doc: "Some messages are rejected at their first delivery, the others acknowledged. The \
               rejected must be in the dead-letter topic, and nowhere else.",
         needs: &[WorkQueue, DeadLetter],
-        catches: &[(Flaw::LoseDeadLetters, NotDeadLettered)],
+        catches: &[(Backend(Flaw::LoseDeadLetters), NotDeadLettered)],
         scenario: |stage| Box::pin(reject(stage)),
         judge: judge_reject,
     },
@@ -150,7 +160,7 @@ pub(super) static PROPERTIES: &[Property] = &[
               refused the late acknowledgement the message must come again; if it took it, the \
               message is done. (It was worked on: nothing is lost.) What happens is reported.",
         needs: &[WorkQueue, Nack, AckTimeout],
-        catches: &[(Flaw::LateAckLoses, NotRedelivered)],
+        catches: &[(Backend(Flaw::LateAckLoses), NotRedelivered)],
         scenario: |stage| Box::pin(late_ack(stage)),
         judge: judge_late_ack,
     },

@@ -18,6 +18,7 @@ use crate::{
         },
         Evidence, Findings,
     },
+    flaw::Flaw::Backend,
     history::Halt,
 };
 
@@ -30,8 +31,8 @@ pub(super) static PROPERTIES: &[Property] = &[
               way is left out: a broker may answer that it cannot tell yet.)",
         needs: &[WorkQueue, DedupSequence],
         catches: &[
-            (Flaw::IgnoreDedup, DuplicateStored),
-            (Flaw::MisreportDuplicate, UnreportedDuplicate),
+            (Backend(Flaw::IgnoreDedup), DuplicateStored),
+            (Backend(Flaw::MisreportDuplicate), UnreportedDuplicate),
         ],
         scenario: |stage| Box::pin(repeat(stage)),
         judge: judge_numbers,
@@ -42,7 +43,7 @@ pub(super) static PROPERTIES: &[Property] = &[
         doc: "A named publisher publishes numbers that leave gaps of many sizes, also after it was \
               opened again. All must be stored, and no receipt may say duplicate.",
         needs: &[WorkQueue, DedupSequence],
-        catches: &[(Flaw::DropGaps, FalseDuplicate)],
+        catches: &[(Backend(Flaw::DropGaps), FalseDuplicate)],
         scenario: |stage| Box::pin(gap(stage)),
         judge: judge_gap,
     },
@@ -54,8 +55,8 @@ pub(super) static PROPERTIES: &[Property] = &[
               must be stored afterwards.",
         needs: &[WorkQueue, DedupSequence],
         catches: &[
-            (Flaw::ExactNumbersOnly, SequenceRegressed),
-            (Flaw::IgnoreDedup, SequenceRegressed),
+            (Backend(Flaw::ExactNumbersOnly), SequenceRegressed),
+            (Backend(Flaw::IgnoreDedup), SequenceRegressed),
         ],
         scenario: |stage| Box::pin(regression(stage)),
         judge: judge_numbers,
@@ -68,8 +69,8 @@ pub(super) static PROPERTIES: &[Property] = &[
               stored: a client whose numbers begin anew would lose it behind good receipts.",
         needs: &[WorkQueue, DedupSequence],
         catches: &[
-            (Flaw::DedupPerPublisher, DuplicateStored),
-            (Flaw::RestartNumbers, UnreportedDuplicate),
+            (Backend(Flaw::DedupPerPublisher), DuplicateStored),
+            (Backend(Flaw::RestartNumbers), UnreportedDuplicate),
         ],
         scenario: |stage| Box::pin(reopened(stage)),
         judge: judge_numbers,
@@ -81,7 +82,7 @@ pub(super) static PROPERTIES: &[Property] = &[
               be refused; another name must be let in. Whether the first's name is free again when \
               it has closed is looked at too; if not, nothing is decided.",
         needs: &[WorkQueue, DedupSequence],
-        catches: &[(Flaw::AdmitTakenName, NameTakenTwice)],
+        catches: &[(Backend(Flaw::AdmitTakenName), NameTakenTwice)],
         scenario: |stage| Box::pin(taken_name(stage)),
         judge: judge_taken_name,
     },

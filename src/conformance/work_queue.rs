@@ -25,6 +25,7 @@ use crate::{
         timing::{Spans, late, redeliveries},
         words,
     },
+    flaw::Flaw::Backend,
     history::{Halt, Published, What, nanos},
 };
 
@@ -37,13 +38,13 @@ pub(super) static PROPERTIES: &[Property] = &[
               that outlasts the ack timeout: a lost acknowledgement shows only then.",
         needs: &[WorkQueue],
         catches: &[
-            (Flaw::LosePublish, Lost),
-            (Flaw::LoseDelivery, Lost),
-            (Flaw::DeliverTwice, DuplicateDelivery),
-            (Flaw::DeliverToTwo, RedeliveredAfterAck),
-            (Flaw::ForgetAck, RedeliveredAfterAck),
-            (Flaw::Invent, Phantom),
-            (Flaw::Corrupt, Corrupt),
+            (Backend(Flaw::LosePublish), Lost),
+            (Backend(Flaw::LoseDelivery), Lost),
+            (Backend(Flaw::DeliverTwice), DuplicateDelivery),
+            (Backend(Flaw::DeliverToTwo), RedeliveredAfterAck),
+            (Backend(Flaw::ForgetAck), RedeliveredAfterAck),
+            (Backend(Flaw::Invent), Phantom),
+            (Backend(Flaw::Corrupt), Corrupt),
         ],
         scenario: |stage| Box::pin(once_each(stage)),
         judge: judge_once_each,
@@ -55,9 +56,9 @@ pub(super) static PROPERTIES: &[Property] = &[
               for work. None of the held ones may go to anybody else.",
         needs: &[WorkQueue],
         catches: &[
-            (Flaw::DeliverToTwo, DuplicateDelivery),
-            (Flaw::DeliverTwice, DuplicateDelivery),
-            (Flaw::ExpireEarly, EarlyRedelivery),
+            (Backend(Flaw::DeliverToTwo), DuplicateDelivery),
+            (Backend(Flaw::DeliverTwice), DuplicateDelivery),
+            (Backend(Flaw::ExpireEarly), EarlyRedelivery),
         ],
         scenario: |stage| Box::pin(lock(stage)),
         judge: judge_lock,
@@ -70,7 +71,7 @@ pub(super) static PROPERTIES: &[Property] = &[
               the largest share over the smallest, and the longest time that one waited between \
               two messages. A consumer that gets less than a tenth of its share is an anomaly.",
         needs: &[WorkQueue],
-        catches: &[(Flaw::Starve, Starved)],
+        catches: &[(Backend(Flaw::Starve), Starved)],
         scenario: |stage| Box::pin(fairness(stage)),
         judge: judge_fairness,
     },
@@ -81,7 +82,7 @@ pub(super) static PROPERTIES: &[Property] = &[
               its prefetch lets one more be locked for it. The others must get all the rest \
               meanwhile.",
         needs: &[WorkQueue],
-        catches: &[(Flaw::HeadOfLine, Blocked), (Flaw::HoardPrefetch, Blocked)],
+        catches: &[(Backend(Flaw::HeadOfLine), Blocked), (Backend(Flaw::HoardPrefetch), Blocked)],
         scenario: |stage| Box::pin(slow_consumer(stage)),
         judge: judge_blocked,
     },
@@ -91,7 +92,7 @@ pub(super) static PROPERTIES: &[Property] = &[
         doc: "While messages flow to busy consumers a new one joins, on a new connection. It must \
               be given a message within the tolerance, though others wait too.",
         needs: &[WorkQueue],
-        catches: &[(Flaw::StarveNewcomer, Starved)],
+        catches: &[(Backend(Flaw::StarveNewcomer), Starved)],
         scenario: |stage| Box::pin(join(stage)),
         judge: judge_join,
     },
@@ -102,7 +103,10 @@ pub(super) static PROPERTIES: &[Property] = &[
               leaves gracefully. What it was never handed must reach the others at once; what it \
               held, as the backend declares for a consumer that is gone.",
         needs: &[WorkQueue],
-        catches: &[(Flaw::AutoAck, NotRedelivered), (Flaw::LeaveAcks, NotRedelivered)],
+        catches: &[
+            (Backend(Flaw::AutoAck), NotRedelivered),
+            (Backend(Flaw::LeaveAcks), NotRedelivered),
+        ],
         scenario: |stage| Box::pin(leave(stage)),
         judge: judge_leave,
     },
@@ -113,9 +117,9 @@ pub(super) static PROPERTIES: &[Property] = &[
               zero. Then all connections are closed and new ones opened: nothing may come.",
         needs: &[WorkQueue, Depth],
         catches: &[
-            (Flaw::DepthStuck, NotDeleted),
-            (Flaw::ForgetAck, RedeliveredAfterAck),
-            (Flaw::Resurrect, RedeliveredAfterAck),
+            (Backend(Flaw::DepthStuck), NotDeleted),
+            (Backend(Flaw::ForgetAck), RedeliveredAfterAck),
+            (Backend(Flaw::Resurrect), RedeliveredAfterAck),
         ],
         scenario: |stage| Box::pin(ack_deletes(stage)),
         judge: judge_ack_deletes,
@@ -126,7 +130,7 @@ pub(super) static PROPERTIES: &[Property] = &[
         doc: "The first message is held for seven tenths of a long ack timeout. The messages behind \
               it must be delivered meanwhile, to another consumer and to the one that holds it.",
         needs: &[WorkQueue],
-        catches: &[(Flaw::HeadOfLine, Blocked)],
+        catches: &[(Backend(Flaw::HeadOfLine), Blocked)],
         scenario: |stage| Box::pin(head_of_line(stage)),
         judge: judge_blocked,
     },
@@ -137,7 +141,7 @@ pub(super) static PROPERTIES: &[Property] = &[
               be delivered, and cost nothing that was stored; after some were acknowledged the \
               topic must take new ones.",
         needs: &[WorkQueue, TopicLimit, ConfirmedAck],
-        catches: &[(Flaw::IgnoreLimit, OverLimit)],
+        catches: &[(Backend(Flaw::IgnoreLimit), OverLimit)],
         scenario: |stage| Box::pin(topic_limit(stage)),
         judge: judge_topic_limit,
     },

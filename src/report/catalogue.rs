@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use std::collections::BTreeMap;
 
-use queueproof_backends::{Capability, Support, flawed::Flaw, memory};
+use queueproof_backends::{Capability, Support, memory};
 use serde_json::{Value, json};
 
 use super::{Style, table::table};
@@ -13,6 +13,7 @@ use crate::{
     checker::AnomalyKind,
     config::{BACKENDS, Format, nearest},
     conformance::{Property, properties, shows},
+    flaw::Flaw,
 };
 
 /// A list that can be shown.
@@ -130,9 +131,8 @@ fn rows(listing: Listing) -> Vec<Value> {
         Listing::Properties => properties()
             .map(|p| json!({ "property": p.id, "promise": p.title, "needs": needs(p) }))
             .collect(),
-        Listing::Flaws => Flaw::ALL
-            .iter()
-            .map(|&flaw| {
+        Listing::Flaws => Flaw::all()
+            .map(|flaw| {
                 let caught: Vec<_> = catchers(flaw)
                     .map(|(p, kind)| json!({ "by": p.id, "kind": kind.name() }))
                     .collect();
@@ -177,7 +177,7 @@ pub fn explain(name: &str) -> Result<String, String> {
     }
     let known = properties()
         .map(|p| p.id)
-        .chain(Flaw::ALL.iter().map(|f| f.name()))
+        .chain(Flaw::all().map(Flaw::name))
         .chain(Capability::ALL.iter().map(|c| c.name()))
         .chain(AnomalyKind::ALL.iter().map(|a| a.name()))
         .chain(BACKENDS.iter().copied());
@@ -204,7 +204,7 @@ fn write_explanation(out: &mut String, name: &str) -> std::fmt::Result {
             writeln!(out, "  {:<30} {}", property.id, property.title)?;
         }
     }
-    for &flaw in Flaw::ALL.iter().filter(|f| f.name() == name) {
+    for flaw in Flaw::all().filter(|f| f.name() == name) {
         writeln!(out, "{name}: a flaw, put in on purpose\n{}\n", flaw.doc())?;
         writeln!(out, "It must be caught by:")?;
         for (property, kind) in catchers(flaw) {
@@ -302,7 +302,7 @@ mod tests {
     fn everything_that_has_a_name_is_explained() {
         let names = properties()
             .flat_map(|p| [p.id, p.group()])
-            .chain(Flaw::ALL.iter().map(|f| f.name()))
+            .chain(Flaw::all().map(Flaw::name))
             .chain(Capability::ALL.iter().map(|c| c.name()))
             .chain(AnomalyKind::ALL.iter().map(|a| a.name()))
             .chain(BACKENDS.iter().copied());
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn every_flaw_is_caught_by_a_property() {
-        for &flaw in Flaw::ALL {
+        for flaw in Flaw::all() {
             assert!(catchers(flaw).next().is_some(), "{}", flaw.name());
         }
     }

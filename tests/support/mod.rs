@@ -7,11 +7,11 @@ use queueproof::{
     brokers::{self, Places, PrivateBroker, StartSettings, Wanted},
     config,
     conformance::Property,
+    flaw::Flaw,
     plan::{BackendPlan, Plan, Suite, TargetPlan},
     results::PropertyResult,
     runner,
 };
-use queueproof_backends::flawed::Flaw;
 use tokio_util::sync::CancellationToken;
 
 /// A broker for all cases; `None`, loudly, where none is installed.
