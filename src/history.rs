@@ -7,7 +7,10 @@
 
 use std::time::Duration;
 
-use queueproof_backends::{Capabilities, Direction, RejectKind, Start};
+use queueproof_backends::{
+    Capabilities, Direction, PublishError, PublishReceipt, RejectKind, SettleError, Settled,
+    Settlement, Start,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -56,9 +59,6 @@ pub struct Header {
     /// The flaw that was put in on purpose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flaw: Option<String>,
-    /// What was scheduled, where that was done.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub workload: Option<Box<Workload>>,
 }
 
 /// One operation.
@@ -145,7 +145,9 @@ pub enum What {
         /// The subscription.
         subscription: u16,
     },
-    /// Something happened in a workload of the scheduler.
+    /// A workload of the scheduler begins; what happens in it follows.
+    Workload(Box<Workload>),
+    /// Something happened in the workload.
     Schedule(Box<Event>),
     /// The scenario marks a moment or a figure for its judge.
     Mark {
@@ -344,6 +346,45 @@ impl From<Direction> for Way {
         match direction {
             Direction::ToBroker => Way::ToBroker,
             Direction::ToClient => Way::ToClient,
+        }
+    }
+}
+
+impl From<Result<PublishReceipt, PublishError>> for Published {
+    fn from(result: Result<PublishReceipt, PublishError>) -> Self {
+        match result {
+            Ok(receipt) => {
+                Published::Confirmed { duplicate: receipt.duplicate, position: receipt.position }
+            }
+            Err(PublishError::NotSent(why)) => Published::NotSent(why),
+            Err(PublishError::Indeterminate(why)) => Published::Indeterminate(why),
+            Err(PublishError::Rejected { kind, reason }) => Published::Rejected(kind, reason),
+            Err(error @ (PublishError::Unsupported(_) | PublishError::Closed)) => {
+                Published::Failed(error.to_string())
+            }
+        }
+    }
+}
+
+impl From<&Settlement> for How {
+    fn from(how: &Settlement) -> Self {
+        match how {
+            Settlement::Ack => How::Ack,
+            Settlement::Nack { delay } => How::Nack(delay.map_or(0, nanos)),
+            Settlement::Reject => How::Reject,
+            Settlement::Touch => How::Touch,
+        }
+    }
+}
+
+impl From<Result<Settled, SettleError>> for SettleOutcome {
+    fn from(result: Result<Settled, SettleError>) -> Self {
+        match result {
+            Ok(Settled::Confirmed) => SettleOutcome::Confirmed,
+            Ok(Settled::Sent) => SettleOutcome::Sent,
+            Err(SettleError::LeaseLost(_)) => SettleOutcome::LeaseLost,
+            Err(SettleError::Indeterminate(why)) => SettleOutcome::Indeterminate(why),
+            Err(error) => SettleOutcome::NotSent(error.to_string()),
         }
     }
 }

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     conformance::{self, Property, Stage},
+    flaw::Flaw,
     history::{self, Halt, Header, History, Ledger, RunRecord, TargetRecord},
     names,
     plan::{Plan, TargetPlan},
@@ -292,7 +293,6 @@ impl Crew<'_> {
                 capabilities: self.introduction.capabilities.clone(),
                 virtual_time: simulated,
                 flaw: self.target.flaw.map(|flaw| flaw.name().into()),
-                workload: None,
             };
             let ledger = Ledger::new(header, path.as_deref()).map_err(|error| {
                 let path = path.as_deref().unwrap_or(std::path::Path::new("")).display();
@@ -308,6 +308,7 @@ impl Crew<'_> {
                 ledger,
                 self.plan.seed,
                 names::topic_prefix(&self.plan.prefix),
+                self.target.flaw.and_then(Flaw::scheduler),
             );
             let ended = tokio::select! {
                 ended = (property.scenario)(&stage) => ended,

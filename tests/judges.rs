@@ -150,7 +150,6 @@ impl Story {
                 capabilities: connection.capabilities(),
                 virtual_time: false,
                 flaw: None,
-                workload: None,
             },
             ops: self.0,
             end: Some(End { at, halt }),

@@ -243,7 +243,11 @@ impl<'h> Evidence<'h> {
             }
             What::Stall => self.stalls.push(op.at),
             What::Publisher { name, .. } => self.publishers.push(name.as_deref()),
-            What::Heal | What::Depth { .. } | What::Mark { .. } | What::Schedule(_) => {}
+            What::Heal
+            | What::Depth { .. }
+            | What::Mark { .. }
+            | What::Workload(_)
+            | What::Schedule(_) => {}
         }
         Ok(())
     }

@@ -17,11 +17,13 @@ use queueproof_backends::{
     Retention, Start, SubscriptionSpec, TopicSpec,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use tokio::time::Instant;
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     history::{Halt, Ledger, Subscription as Subscribed, Topic as TopicRecord, What, nanos},
     plan::Suite,
+    scheduler::{self, Recorder, Workload},
 };
 
 mod connection;
@@ -41,6 +43,8 @@ pub struct Stage {
     /// What the backend declares.
     pub capabilities: Capabilities,
     connector: Arc<dyn Connector>,
+    flaw: Option<scheduler::Flaw>,
+    seed: u64,
     ledger: RefCell<Ledger>,
     /// Tells this run's payloads from any other's; not derived from the seed, which repeats.
     run: u64,
@@ -114,6 +118,7 @@ impl Stage {
         ledger: Ledger,
         seed: u64,
         topic_prefix: String,
+        flaw: Option<scheduler::Flaw>,
     ) -> Self {
         let ack_timeout = suite.ack_timeout;
         let mut filler = vec![0; 4096];
@@ -122,6 +127,8 @@ impl Stage {
             suite,
             capabilities,
             connector,
+            flaw,
+            seed,
             ledger: RefCell::new(ledger),
             run: rand::random(),
             filler,
@@ -250,6 +257,44 @@ impl Stage {
         let record = Subscribed::new(id, topic.id, how.start, ack_timeout, dead_letter);
         self.record(connection.id, invoked, What::Subscription(record));
         Ok(Subscription { id, name, topic: topic.clone() })
+    }
+
+    /// Runs a workload of the scheduler, and writes down what happens in it.
+    pub async fn schedule(&self, workload: Workload) -> Result<(), Halt> {
+        self.topics.borrow_mut().extend(scheduler::topics(&self.topic_prefix, &workload));
+        let now = self.now();
+        self.record(0, now, What::Workload(Box::new(workload.clone())));
+        let (sender, mut events) = mpsc::unbounded_channel();
+        let start = self.ledger.borrow().start();
+        let recorder = Recorder::new(start, move |at, event| {
+            // Nobody listens when the scenario's time is over.
+            let _ = sender.send((at, event));
+        });
+        let write = |(at, event)| {
+            self.ledger.borrow_mut().record_at(0, at, What::Schedule(Box::new(event)));
+        };
+        let run = scheduler::run(scheduler::Setup {
+            workload,
+            connector: Arc::clone(&self.connector),
+            capabilities: self.capabilities.clone(),
+            recorder,
+            prefix: self.topic_prefix.clone(),
+            seed: self.seed,
+            flaw: self.flaw,
+            broker: None,
+            cancel: CancellationToken::new(),
+        });
+        tokio::pin!(run);
+        let ended = loop {
+            tokio::select! {
+                Some(event) = events.recv() => write(event),
+                ended = &mut run => break ended,
+            }
+        };
+        while let Ok(event) = events.try_recv() {
+            write(event);
+        }
+        ended
     }
 
     /// Receives and acknowledges with these consumers until nothing has come for a quiet period,

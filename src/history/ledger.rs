@@ -57,6 +57,11 @@ impl Ledger {
         Ok(Ledger { start: Instant::now(), header, ops: Vec::new(), file })
     }
 
+    /// When it was opened.
+    pub fn start(&self) -> Instant {
+        self.start
+    }
+
     /// The time, nanoseconds since the ledger was opened, on tokio's clock.
     pub fn now(&self) -> u64 {
         nanos(self.start.elapsed())

@@ -5,19 +5,31 @@
 //! agents of a pool take requests from its work queue, execute them and acknowledge. All they do
 //! becomes [`Event`]s of a history, which the judges of [`crate::checker`] judge while it grows.
 
+mod agent;
 mod cadence;
+mod chance;
+mod crew;
+mod engine;
+mod envelope;
 mod event;
 mod flaw;
+mod recorder;
+mod replica;
 mod timeline;
 mod workload;
+mod world;
 
 pub use cadence::{Cadence, Tick, Ticks};
+pub use engine::{BrokerControl, Setup, run};
 pub use event::{AgentState, BrokerState, Event, Load, Request, SchedulerState};
 pub use flaw::Flaw;
+pub use recorder::Recorder;
 pub use timeline::{Action, FORMS, Moment};
 pub use workload::{
     AgentGroup, Check, CheckGroup, Churn, Distribution, Schedulers, Strategy, Workload,
 };
+
+pub use world::topics;
 
 #[cfg(test)]
 pub(crate) mod testing {

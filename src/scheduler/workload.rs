@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
+use queueproof_backends::{Capabilities, Capability};
 use serde::{Deserialize, Serialize};
 
-use super::{cadence::Cadence, timeline::Moment};
+use super::{
+    cadence::Cadence,
+    timeline::{Action, Moment},
+};
 
 /// A workload. With it a history says all that its judges need.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -208,6 +212,32 @@ impl Workload {
         &self.agents[0]
     }
 
+    /// How many agents may have their connections cut at the same time, as the timeline says.
+    pub fn cut_agents(&self) -> u32 {
+        let cut = |moment: &Moment| match moment.action {
+            Action::CutAgents(count, _) => count,
+            _ => 0,
+        };
+        self.timeline.iter().map(cut).max().unwrap_or(0)
+    }
+
+    /// Whether a scheduler is killed.
+    pub fn kills_schedulers(&self) -> bool {
+        self.timeline.iter().any(|moment| matches!(moment.action, Action::KillSchedulers(_)))
+    }
+
+    /// The longest that one execution may take.
+    pub fn longest_execution(&self) -> Duration {
+        let most = self.agents.iter().map(|group| group.execution.most()).max();
+        let timeout = self.checks.iter().map(|group| group.timeout).max();
+        most.unwrap_or_default().min(timeout.unwrap_or(Duration::MAX))
+    }
+
+    /// The longest that a request is worth executing.
+    pub fn longest_expiry(&self) -> Duration {
+        self.checks.iter().map(|group| group.expires).max().unwrap_or_default()
+    }
+
     /// How far a scheduler's clock is off at the epoch, nanoseconds; ahead is positive. One that
     /// was added later has none.
     pub fn skew(&self, scheduler: u16) -> i64 {
@@ -220,9 +250,40 @@ impl Workload {
         self.spread(scheduler, i64::from(self.schedulers.drift_ppm))
     }
 
+    /// How far any scheduler's clock may be off, at any time of the workload.
+    pub fn clock_error(&self) -> Duration {
+        let drift = self.duration.mul_f64(f64::from(self.schedulers.drift_ppm) / 1e6);
+        self.schedulers.skew + drift
+    }
+
     fn spread(&self, scheduler: u16, most: i64) -> i64 {
         let (nth, last) = (i64::from(scheduler), i64::from(self.schedulers.count) - 1);
         if last <= 0 || nth > last { 0 } else { most / last * (2 * nth - last) }
+    }
+}
+
+impl Strategy {
+    /// The one that a backend is fit for, by what it declares: the best first.
+    pub fn of(capabilities: &Capabilities) -> Self {
+        let fit = |strategy: &&Strategy| strategy.missing(capabilities).is_none();
+        let best = [Strategy::DedupId, Strategy::ExclusivePublisher, Strategy::Sequence];
+        best.iter().find(fit).copied().unwrap_or(Strategy::None)
+    }
+
+    /// What a backend lacks for it, in its own words; `None` if it has all.
+    pub fn missing(self, capabilities: &Capabilities) -> Option<String> {
+        let needs = match self {
+            Strategy::DedupId => Capability::DedupId,
+            Strategy::ExclusivePublisher => Capability::ExclusivePublisher,
+            Strategy::Sequence => Capability::DedupSequence,
+            Strategy::None => return None,
+        };
+        capabilities.missing(needs).map(|why| format!("{needs}: {why}"))
+    }
+
+    /// Whether one scheduler at a time publishes.
+    pub fn elects(self) -> bool {
+        matches!(self, Strategy::ExclusivePublisher | Strategy::Sequence)
     }
 }
 

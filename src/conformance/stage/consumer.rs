@@ -2,13 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use queueproof_backends::{
-    Capability, Delivery as Given, QueueBackend, SettleError, Settled, Settlement, settle_all,
-};
+use queueproof_backends::{Capability, Delivery as Given, QueueBackend, Settlement, settle_all};
 
 use super::{Stage, Subscription, broken, next};
 use crate::{
-    history::{Halt, How, Receive, Settle, SettleOutcome, What, nanos},
+    history::{Halt, How, Receive, Settle, SettleOutcome, What},
     message::{self, Seen},
 };
 
@@ -160,8 +158,8 @@ impl Delivery<'_> {
 
     async fn settle(&self, how: Settlement) -> SettleOutcome {
         let invoked = self.stage.now();
-        let recorded = how_of(&how);
-        let outcome = outcome(self.given.settle(how).await);
+        let recorded = How::from(&how);
+        let outcome = SettleOutcome::from(self.given.settle(how).await);
         let settle = Settle { delivery: self.id, how: recorded, outcome: outcome.clone() };
         self.stage.record(self.connection, invoked, What::Settle(Box::new(settle)));
         outcome
@@ -181,33 +179,14 @@ impl Stage {
         }
         let given: Vec<_> = deliveries.iter().map(|d| d.given.clone()).collect();
         let invoked = self.now();
-        let recorded = how_of(&how);
+        let recorded = How::from(&how);
         let results = settle_all(&given, how).await;
         let completed = self.now();
         let mut ledger = self.ledger.borrow_mut();
         for (delivery, result) in deliveries.iter().zip(results) {
-            let settle = Settle { delivery: delivery.id, how: recorded, outcome: outcome(result) };
+            let settle = Settle { delivery: delivery.id, how: recorded, outcome: result.into() };
             let at = (invoked, completed);
             ledger.record_at(delivery.connection, at, What::Settle(Box::new(settle)));
         }
-    }
-}
-
-fn how_of(how: &Settlement) -> How {
-    match how {
-        Settlement::Ack => How::Ack,
-        Settlement::Nack { delay } => How::Nack(delay.map_or(0, nanos)),
-        Settlement::Reject => How::Reject,
-        Settlement::Touch => How::Touch,
-    }
-}
-
-fn outcome(result: Result<Settled, SettleError>) -> SettleOutcome {
-    match result {
-        Ok(Settled::Confirmed) => SettleOutcome::Confirmed,
-        Ok(Settled::Sent) => SettleOutcome::Sent,
-        Err(SettleError::LeaseLost(_)) => SettleOutcome::LeaseLost,
-        Err(SettleError::Indeterminate(why)) => SettleOutcome::Indeterminate(why),
-        Err(error) => SettleOutcome::NotSent(error.to_string()),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use queueproof_backends::{DedupKey, Message, PublishError, PublishReceipt};
+use queueproof_backends::{DedupKey, Message};
 
 use super::Stage;
 use crate::{
@@ -85,7 +85,7 @@ impl Publisher<'_> {
         let invoked = self.stage.now();
         let results = self.inner.publish_batch(messages).await;
         let completed = self.stage.now();
-        let mut outcomes: Vec<_> = results.into_iter().map(published).collect();
+        let mut outcomes: Vec<_> = results.into_iter().map(Published::from).collect();
         outcomes.resize_with(records.len(), || {
             Published::Indeterminate("the backend gave no answer for it".into())
         });
@@ -106,7 +106,7 @@ impl Publisher<'_> {
             Ok(confirmation) => confirmation.await,
             Err(error) => Err(error),
         };
-        let outcome = published(result);
+        let outcome = Published::from(result);
         let record = Publish { outcome: outcome.clone(), ..record };
         self.stage.record(self.connection, invoked, What::Publish(Box::new(record)));
         outcome
@@ -151,20 +151,5 @@ impl Publisher<'_> {
             outcome: Published::Indeterminate(String::new()),
         };
         (message, record)
-    }
-}
-
-/// What a result of the contract says.
-fn published(result: Result<PublishReceipt, PublishError>) -> Published {
-    match result {
-        Ok(receipt) => {
-            Published::Confirmed { duplicate: receipt.duplicate, position: receipt.position }
-        }
-        Err(PublishError::NotSent(why)) => Published::NotSent(why),
-        Err(PublishError::Indeterminate(why)) => Published::Indeterminate(why),
-        Err(PublishError::Rejected { kind, reason }) => Published::Rejected(kind, reason),
-        Err(error @ (PublishError::Unsupported(_) | PublishError::Closed)) => {
-            Published::Failed(error.to_string())
-        }
     }
 }
