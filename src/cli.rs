@@ -1,15 +1,19 @@
 //! The command line: what can be said.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::{
     compare::{FailOn, Tolerance},
-    config::{Color, ConfigError, Format, Layers, Profile},
+    config::{Color, Config, ConfigError, Format, Layers, Profile},
     flaw::Flaw,
     report::catalogue::Listing,
+    scheduler::{Moment, Strategy},
 };
 
 /// Proves or refutes what a message broker promises, with evidence.
@@ -41,6 +45,20 @@ pub enum Command {
   queueproof conform --url nats://10.0.0.7:4222       yours; only topics named qp-… are touched
   queueproof conform --backend all --property dedup   one group, on every backend that is there")]
     Conform(Conform),
+    /// Schedule checks on a pool of agents, as Sensu does, and judge and measure it
+    #[command(after_help = "Examples:
+  queueproof schedule --backend nats --agents 200 --checks 100 --duration 60s
+  queueproof schedule --backend all --event '30s kill 1 scheduler' --event '30s crash 10 agents'
+  queueproof schedule --backend pulsar --strategy sequence --schedulers 5
+  queueproof schedule --config configs/schedule.yaml --out runs/today
+
+Events: TIME stop|kill|add N schedulers, TIME pause N schedulers for DURATION,
+TIME join|leave|crash N agents, TIME cut|stall N agents for DURATION, TIME restart broker.")]
+    Schedule(Schedule),
+    /// The same on the embedded broker in simulated time: a day takes seconds
+    #[command(after_help = "Example:
+  queueproof simulate --agents 20000 --checks 1000 --interval 1m --duration 24h --seed 7")]
+    Simulate(Schedule),
     /// Judge the saved histories of a run again
     Judge {
         /// The folder that --out named
@@ -130,6 +148,53 @@ pub struct Conform {
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Break a promise of the backend on purpose, to see it found (see list flaws)
+    #[arg(long, value_name = "NAME", value_parser = flaw, hide_short_help = true)]
+    pub flaw: Option<Flaw>,
+}
+
+/// A workload of the scheduler.
+#[derive(Debug, Args)]
+pub struct Schedule {
+    /// Where.
+    #[command(flatten)]
+    pub target: Target,
+    /// How many schedulers publish, none of which knows of the others [default: 3]
+    #[arg(long, value_name = "N")]
+    pub schedulers: Option<u16>,
+    /// How many agents are in the pool [default: 20]
+    #[arg(long, value_name = "N")]
+    pub agents: Option<u32>,
+    /// How many checks there are [default: 10]
+    #[arg(long, value_name = "N")]
+    pub checks: Option<u32>,
+    /// How often each check is due [default: 1s]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub interval: Option<Duration>,
+    /// How long checks fall due [default: 60s]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub duration: Option<Duration>,
+    /// How a tick is scheduled once [default: the best that the backend has]
+    #[arg(long, value_name = "STRATEGY")]
+    pub strategy: Option<Strategy>,
+    /// How far the schedulers' clocks are off, at most [default: 0s]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub skew: Option<Duration>,
+    /// Give each agent a connection of its own
+    #[arg(long)]
+    pub connection_per_agent: bool,
+    /// What happens meanwhile, as '30s kill 1 scheduler'; may be given several times
+    #[arg(long = "event", value_name = "EVENT")]
+    pub events: Vec<Moment>,
+    /// The seed of all random choices, as a run printed it
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// How to print the results [default: table]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<Format>,
+    /// Keep the history in this folder
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Make a mistake on purpose, to see it found (see list flaws)
     #[arg(long, value_name = "NAME", value_parser = flaw, hide_short_help = true)]
     pub flaw: Option<Flaw>,
 }
@@ -256,22 +321,80 @@ impl Conform {
         if !self.property.is_empty() {
             layers.set("--property", "property", &self.property.join(","));
         }
-        if let Some(seed) = self.seed {
-            layers.set("--seed", "seed", &seed.to_string());
-        }
         if let Some(jobs) = self.jobs {
             layers.set("--jobs", "jobs", &jobs.to_string());
         }
-        if let Some(format) = self.format {
-            let name = match format {
-                Format::Table => "table",
-                Format::Json => "json",
-            };
-            layers.set("--format", "format", name);
-        }
-        if let Some(out) = &self.out {
-            layers.set("--out", "out", &out.display().to_string());
-        }
+        of_run(&mut layers, self.seed, self.format, self.out.as_deref());
         Ok(layers)
+    }
+}
+
+impl Schedule {
+    /// The configuration, with what only a workload has.
+    ///
+    /// # Errors
+    /// A mistake in a flag, or in the file.
+    pub fn config(&self) -> Result<Config, ConfigError> {
+        let mut layers = self.target.layers()?;
+        of_run(&mut layers, self.seed, self.format, self.out.as_deref());
+        let mut numbers = |flag: &str, key: &str, value: Option<String>| {
+            if let Some(value) = value {
+                layers.set(flag, key, &value);
+            }
+        };
+        let words = |span: Duration| humantime::format_duration(span).to_string();
+        let count = self.schedulers.map(|n| n.to_string());
+        numbers("--schedulers", "schedule.schedulers.count", count);
+        numbers("--skew", "schedule.schedulers.skew", self.skew.map(words));
+        numbers("--duration", "schedule.duration", self.duration.map(words));
+        if self.connection_per_agent {
+            numbers("--connection-per-agent", "schedule.connection_per_agent", Some("true".into()));
+        }
+        let mut config = layers.merge()?;
+        let schedule = &mut config.schedule;
+        schedule.strategy = self.strategy.or(schedule.strategy);
+        schedule.timeline.extend(self.events.iter().cloned());
+        // Lists have no keys: a flag is for the only entry.
+        let several = |flag: &str, what: &str| {
+            ConfigError::new(format!(
+                "{flag}: the configuration has several groups of {what}; set it there"
+            ))
+        };
+        if let Some(agents) = self.agents {
+            let [group] = schedule.agents.as_mut_slice() else {
+                return Err(several("--agents", "agents"));
+            };
+            group.count = agents;
+        }
+        if let Some(checks) = self.checks {
+            let [group] = schedule.checks.as_mut_slice() else {
+                return Err(several("--checks", "checks"));
+            };
+            group.count = checks;
+        }
+        if let Some(interval) = self.interval {
+            let [group] = schedule.checks.as_mut_slice() else {
+                return Err(several("--interval", "checks"));
+            };
+            (group.interval, group.cron) = (Some(interval), None);
+        }
+        Ok(config)
+    }
+}
+
+/// Sets what every run has.
+fn of_run(layers: &mut Layers, seed: Option<u64>, format: Option<Format>, out: Option<&Path>) {
+    if let Some(seed) = seed {
+        layers.set("--seed", "seed", &seed.to_string());
+    }
+    if let Some(format) = format {
+        let name = match format {
+            Format::Table => "table",
+            Format::Json => "json",
+        };
+        layers.set("--format", "format", name);
+    }
+    if let Some(out) = out {
+        layers.set("--out", "out", &out.display().to_string());
     }
 }

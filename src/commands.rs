@@ -16,14 +16,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     brokers::{self, BrokerError, ErrorClass, Places, StartSettings, Wanted, background},
-    cli::{Brokers, Clean, Cli, Command, Compare, Conform, Target},
+    cli::{Brokers, Clean, Cli, Command, Compare, Conform, Schedule, Target},
     compare::{self, Change, FailOn},
     config::{BACKENDS, Color, Config, ConfigError, Format, Layers, Selection, VARIABLES},
     judge, names,
-    progress::Progress,
+    plan::{BackendPlan, TargetPlan},
+    progress::{Live, Progress},
     report::{self, Style, catalogue},
     results::Results,
-    runner,
+    runner, schedule,
     target::{self, Reached, Unreached, Waiting},
 };
 
@@ -75,6 +76,8 @@ pub fn run(cli: &Cli) -> ExitCode {
 fn execute(cli: &Cli) -> Result<u8, Failure> {
     match &cli.command {
         Command::Conform(conform) => self::conform(cli, conform),
+        Command::Schedule(schedule) => self::schedule(cli, schedule, false),
+        Command::Simulate(schedule) => self::schedule(cli, schedule, true),
         Command::Judge { dir, format } => judge_again(cli, dir, *format),
         Command::Compare(compare) => self::compare(cli, compare),
         Command::List { what, format } => {
@@ -160,6 +163,26 @@ fn conform(cli: &Cli, conform: &Conform) -> Result<u8, Failure> {
     if let Some(folder) = &config.out {
         tracing::info!("histories are in {}", folder.display());
     }
+    finish(&results, config.format, style(cli.color.unwrap_or(config.color)))
+}
+
+/// Runs a workload of the scheduler, in real or in simulated time.
+fn schedule(cli: &Cli, schedule: &Schedule, simulate: bool) -> Result<u8, Failure> {
+    let config = schedule.config()?;
+    let plan = config.plan(Selection { flaw: schedule.flaw })?;
+    let real = |target: &&TargetPlan| !matches!(target.backend, BackendPlan::Memory(_));
+    if let Some(target) = plan.targets.iter().find(real).filter(|_| simulate) {
+        return Err(Failure::usage(format!(
+            "simulate: {} has no simulated clock, only the embedded broker has; see queueproof schedule",
+            target.name
+        )));
+    }
+    let (cancel, interrupted) = (CancellationToken::new(), Arc::default());
+    on_signal(&cancel, &interrupted)?;
+    let live = Live::new(io::stderr().is_terminal());
+    let results = schedule::run(&plan, &config.schedule, &cancel, &|shown| live.show(&shown));
+    live.finish();
+    let results = results.map_err(Failure::usage)?;
     finish(&results, config.format, style(cli.color.unwrap_or(config.color)))
 }
 

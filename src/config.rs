@@ -16,6 +16,7 @@ mod nats;
 mod nsq;
 mod pulsar;
 mod resolve;
+mod schedule;
 #[cfg(any(feature = "nats", feature = "pulsar", feature = "nsq"))]
 mod secrets;
 
@@ -25,6 +26,9 @@ pub use nats::{Nats, NatsAuth, NatsServer, NatsTls, Storage};
 pub use nsq::{Nsq, NsqAuth, NsqServer};
 pub use pulsar::{Pulsar, PulsarAuth, PulsarOAuth2, PulsarServer};
 pub use resolve::{BACKENDS, Selection, nearest};
+pub use schedule::{
+    AgentSettings, CheckSettings, ChurnSettings, Execution, Schedule, SchedulerSettings,
+};
 #[cfg(feature = "nats")]
 pub(crate) use secrets::read_secret;
 #[cfg(any(feature = "nats", feature = "pulsar", feature = "nsq"))]
@@ -64,6 +68,8 @@ pub struct Config {
     pub pulsar: Pulsar,
     /// NSQ.
     pub nsq: Nsq,
+    /// The workload of `schedule` and `simulate`.
+    pub schedule: Schedule,
     /// Targets with names and settings of their own; instead of `backend`.
     pub targets: BTreeMap<String, TargetSettings>,
 }
@@ -197,6 +203,7 @@ impl Default for Config {
             nats: Nats::default(),
             pulsar: Pulsar::default(),
             nsq: Nsq::default(),
+            schedule: Schedule::default(),
             targets: BTreeMap::new(),
         }
     }

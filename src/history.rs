@@ -21,9 +21,13 @@ use crate::{
 
 mod file;
 mod ledger;
+mod writer;
 
-pub use file::{HistoryError, RunRecord, TargetRecord, begin_run, read, read_run, write_run};
+pub use file::{
+    HistoryError, Reader, RunRecord, SCHEDULE, TargetRecord, begin_run, read, read_run, write_run,
+};
 pub use ledger::Ledger;
+pub use writer::Writer;
 
 /// The version of the history's schema. Fields are only ever added under one version.
 pub const SCHEMA: &str = "queueproof/history/1";

@@ -28,6 +28,7 @@ pub fn judge(folder: &Path) -> Result<Results, HistoryError> {
             broker_version: target.broker_version.clone(),
             settings: target.settings.clone(),
             capabilities: target.capabilities.clone(),
+            cost: Default::default(),
             properties,
         });
     }

@@ -17,5 +17,6 @@ pub mod progress;
 pub mod report;
 pub mod results;
 pub mod runner;
+pub mod schedule;
 pub mod scheduler;
 pub mod target;

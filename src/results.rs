@@ -74,6 +74,10 @@ pub struct TargetResult {
     /// What became of each capability that the backend declares to have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub demonstrated: BTreeMap<Capability, Demonstration>,
+    /// What the broker's process cost its machine, where a workload was scheduled on one that was
+    /// started for it: figures with their units in the names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub cost: BTreeMap<String, serde_json::Value>,
     /// One entry a property.
     pub properties: Vec<PropertyResult>,
 }

@@ -104,6 +104,7 @@ pub fn run(
                 broken: broken.clone(),
                 absent: absent.clone(),
                 properties: target.properties.iter().map(|p| p.id.into()).collect(),
+                schedule: false,
             });
             history::write_run(folder, &record)?;
         }
@@ -147,6 +148,7 @@ pub fn run(
             absent,
             demonstrated: conformance::demonstrated(capabilities.as_ref(), &properties),
             capabilities,
+            cost: Default::default(),
             properties,
         });
     }
@@ -160,7 +162,7 @@ pub fn run(
 }
 
 /// Makes a target ready.
-fn reach(
+pub(crate) fn reach(
     plan: &TargetPlan,
     cancel: &CancellationToken,
     tell: &dyn Fn(&str),
@@ -190,7 +192,7 @@ fn reach(
     })
 }
 
-const INTERRUPTED: &str = "the run was interrupted";
+pub(crate) const INTERRUPTED: &str = "the run was interrupted";
 
 /// Those who check the properties of one target.
 struct Crew<'a> {

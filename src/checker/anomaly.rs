@@ -71,6 +71,16 @@ anomalies! {
     ConnectionLost "connection-lost" true "A refusal took the connection down with it.",
     IllegalNameTaken "illegal-name-taken" true "A topic's name that no broker takes was not refused.",
     OverLimit "over-limit" false "A topic took more messages than its limit.",
+    TickMissed "tick-missed" false "A tick was due, and nobody scheduled it.",
+    TickLost "tick-lost" false "A tick was scheduled for certain, and nobody executed it.",
+    ScheduledTwice "scheduled-twice" false "A tick was scheduled more than once.",
+    DeliveredTwice "delivered-twice" false "A request was delivered again without a cause.",
+    ExecutedTwice "executed-twice" false "An agent executed one delivery more than once.",
+    EarlyTick "early-tick" false "A tick was scheduled before it was due.",
+    LateTick "late-tick" false "A tick reached its agent later than tolerated.",
+    ExecutedExpired "executed-expired" false "A request was executed although its time had passed.",
+    DroppedFresh "dropped-fresh" false "A request was dropped as expired before its time had passed.",
+    MissedBroadcast "missed-broadcast" false "An agent that was there was not given a broadcast.",
 }
 
 impl fmt::Display for AnomalyKind {

@@ -10,7 +10,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::results::{Anomaly, Verdict};
+use crate::{
+    history::Halt,
+    results::{Anomaly, Verdict},
+};
 
 pub mod anomaly;
 pub mod dedup;
@@ -60,6 +63,15 @@ impl Findings {
     /// environment explains still count.
     pub fn disturbed(&mut self, reason: impl Into<String>) {
         self.disturbed.get_or_insert(reason.into());
+    }
+
+    /// Notes what kept a run from its end, if anything did.
+    pub fn halted(&mut self, halt: Option<&Halt>) {
+        match halt {
+            None => {}
+            Some(Halt::Broken(reason)) => self.disturbed(reason.clone()),
+            Some(Halt::Undecided(reason)) => self.undecided(reason.clone()),
+        }
     }
 
     /// Demands that traffic of the kind that is judged was seen: a check of nothing is no check.

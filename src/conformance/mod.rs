@@ -15,6 +15,7 @@ mod order;
 mod publishing;
 mod pubsub;
 mod redelivery;
+pub mod scheduling;
 mod sequence;
 pub mod stage;
 mod verdict;
@@ -56,7 +57,7 @@ impl Property {
 }
 
 /// The groups, in the order of the tables.
-static GROUPS: [&[Property]; 7] = [
+static GROUPS: [&[Property]; 8] = [
     pubsub::PROPERTIES,
     publishing::PROPERTIES,
     work_queue::PROPERTIES,
@@ -64,6 +65,7 @@ static GROUPS: [&[Property]; 7] = [
     dedup::PROPERTIES,
     sequence::PROPERTIES,
     redelivery::PROPERTIES,
+    scheduling::PROPERTIES,
 ];
 
 /// All properties, in the order of the tables.

@@ -342,15 +342,12 @@ impl Stage {
         if self.connector.virtual_time() {
             return std::future::pending().await;
         }
-        loop {
-            let asleep = self.now();
-            tokio::time::sleep(HEARTBEAT).await;
-            let late = self.now() - asleep;
-            if late > nanos(STALL) {
-                self.stalls.set(self.stalls.get() + 1);
-                self.record(0, asleep, What::Stall);
-            }
-        }
+        let start = self.ledger.borrow().start();
+        stalls(start, |(asleep, _)| {
+            self.stalls.set(self.stalls.get() + 1);
+            self.record(0, asleep, What::Stall);
+        })
+        .await;
     }
 
     /// Closes what is open, deletes the topics, and returns the ledger.
@@ -378,6 +375,19 @@ impl Stage {
             tracing::warn!("tidying up did not end within {TIDY:?}");
         }
         self.ledger.into_inner()
+    }
+}
+
+/// Tells when this program was not running: from when to when, nanoseconds since the start. Never
+/// ends.
+pub async fn stalls(start: Instant, mut tell: impl FnMut((u64, u64))) {
+    loop {
+        let asleep = nanos(start.elapsed());
+        tokio::time::sleep(HEARTBEAT).await;
+        let awake = nanos(start.elapsed());
+        if awake - asleep > nanos(STALL) {
+            tell((asleep, awake));
+        }
     }
 }
 

@@ -2,10 +2,10 @@
 
 use queueproof_backends::Capabilities;
 
-use super::Property;
+use super::{Property, scheduling};
 use crate::{
     checker::{Evidence, Findings, dedup, delivery, outcome},
-    history::{Halt, History},
+    history::History,
     results::{PropertyResult, Verdict},
 };
 
@@ -16,31 +16,39 @@ use crate::{
 pub fn judge(property: &Property, history: &History) -> Result<PropertyResult, String> {
     let evidence = Evidence::new(history)?;
     let mut findings = Findings::default();
-    match history.end.as_ref().map(|end| &end.halt) {
-        Some(None) => {}
-        Some(Some(Halt::Broken(reason))) => findings.disturbed(reason.clone()),
-        Some(Some(Halt::Undecided(reason))) => findings.undecided(reason.clone()),
-        None => findings.undecided("the history breaks off: the run did not end"),
+    match &history.end {
+        Some(end) => findings.halted(end.halt.as_ref()),
+        None => findings.undecided(BREAKS_OFF),
     }
     outcome::judge(&evidence, &mut findings);
     delivery::judge(&evidence, &mut findings);
     dedup::judge(&evidence, &mut findings);
     (property.judge)(&evidence, &mut findings);
+    Ok(found(property, findings, history.duration_ms()))
+}
+
+/// Why a history without an end decides little.
+pub(super) const BREAKS_OFF: &str = "the history breaks off: the run did not end";
+
+/// The result of what was found.
+pub(super) fn found(property: &Property, findings: Findings, duration_ms: u64) -> PropertyResult {
     let (verdict, reason) = findings.verdict();
-    Ok(PropertyResult {
+    PropertyResult {
         anomalies: findings.anomalies(),
         observed: findings.observed,
         key_figure: findings.key_figure,
-        duration_ms: history.duration_ms(),
+        duration_ms,
         ..result(property, verdict, reason)
-    })
+    }
 }
 
 /// The result of a property for which a capability is missing, in the backend's own words; `None`
 /// if it has all.
 pub fn skipped(property: &Property, capabilities: &Capabilities) -> Option<PropertyResult> {
     let missing = property.needs.iter().find_map(|&need| Some((need, capabilities.missing(need)?)));
-    missing.map(|(need, why)| result(property, Verdict::Skipped, format!("{need}: {why}")))
+    let missing = missing.map(|(need, why)| format!("{need}: {why}"));
+    let missing = missing.or_else(|| scheduling::lacks(property, capabilities));
+    missing.map(|why| result(property, Verdict::Skipped, why))
 }
 
 /// The result of a property that could not be played.

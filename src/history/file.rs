@@ -10,11 +10,14 @@ use std::{
 use queueproof_backends::Capabilities;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{History, SCHEMA};
+use super::{End, Header, History, Op, SCHEMA};
 use crate::results::{Run, Tool};
 
 /// The version of the schema of `run.json`.
 const RUN_SCHEMA: &str = "queueproof/run/1";
+
+/// What the history of a workload is called, in place of a property.
+pub const SCHEDULE: &str = "schedule";
 
 /// The longest line that is read, bytes; what queueproof writes is far below.
 const MAX_LINE: u64 = 1 << 20;
@@ -52,6 +55,9 @@ pub struct TargetRecord {
     pub absent: Option<String>,
     /// The properties to check, in their order.
     pub properties: Vec<String>,
+    /// Whether they are judged from the history of one workload, and not from one each.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub schedule: bool,
 }
 
 /// Why a saved run cannot be read.
@@ -86,6 +92,11 @@ impl RunRecord {
     /// Where the history of a target's property is, below the run's folder.
     pub fn history_path(folder: &Path, target: &str, property: &str) -> PathBuf {
         folder.join(target).join(format!("{property}.jsonl"))
+    }
+
+    /// Where the history of a target's workload is.
+    pub fn schedule_path(folder: &Path, target: &str) -> PathBuf {
+        Self::history_path(folder, target, SCHEDULE)
     }
 }
 
@@ -145,67 +156,102 @@ pub fn read_run(folder: &Path) -> Result<RunRecord, HistoryError> {
     Ok(record)
 }
 
-/// Reads a history; one that breaks off in its last line ends before it, without an
-/// [`End`](super::End).
+/// Reads a history; one that breaks off in its last line ends before it, without an [`End`].
 ///
 /// # Errors
 /// [`HistoryError`], that names the file and the line.
 pub fn read(path: &Path) -> Result<History, HistoryError> {
-    let io = |error| HistoryError::Io { path: path.to_path_buf(), error };
-    let mut lines = Lines {
-        reader: BufReader::with_capacity(1 << 16, File::open(path).map_err(io)?),
-        path,
-        number: 0,
-        line: Vec::new(),
-    };
-    let malformed =
-        |line, problem| HistoryError::Malformed { path: path.to_path_buf(), line, problem };
-    if !lines.advance()? || !lines.line.ends_with(b"\n") {
-        // Killed before it was begun.
-        return Err(io(io::Error::new(io::ErrorKind::UnexpectedEof, "there is no whole header")));
+    let mut reader = Reader::open(path)?;
+    let mut ops = Vec::new();
+    while let Some(op) = reader.next_op()? {
+        ops.push(op);
     }
-    // The schema first: another version's header may have other fields.
-    #[derive(Deserialize)]
-    struct Versioned {
-        schema: String,
-    }
-    let versioned: Versioned = lines.parse()?;
-    if versioned.schema != SCHEMA {
-        return Err(malformed(1, unknown_schema(&versioned.schema, SCHEMA)));
-    }
-    let mut history = History { header: lines.parse()?, ops: Vec::new(), end: None };
-    while lines.advance()? {
-        if history.end.is_some() {
-            return Err(malformed(lines.number, "nothing may follow the end".into()));
+    Ok(History { header: reader.header, ops, end: reader.end })
+}
+
+/// Reads a history operation by operation.
+#[derive(Debug)]
+pub struct Reader {
+    /// The circumstances.
+    pub header: Header,
+    /// How it ended: known after the last operation; `None` if the record breaks off.
+    pub end: Option<End>,
+    lines: Lines,
+}
+
+impl Reader {
+    /// Opens a history, and reads its header.
+    ///
+    /// # Errors
+    /// [`HistoryError`], that names the file and the line.
+    pub fn open(path: &Path) -> Result<Self, HistoryError> {
+        let io = |error| HistoryError::Io { path: path.to_path_buf(), error };
+        let mut lines = Lines {
+            reader: BufReader::with_capacity(1 << 16, File::open(path).map_err(io)?),
+            path: path.to_path_buf(),
+            number: 0,
+            line: Vec::new(),
+        };
+        if !lines.advance()? || !lines.line.ends_with(b"\n") {
+            // Killed before it was begun.
+            let early = io::Error::new(io::ErrorKind::UnexpectedEof, "there is no whole header");
+            return Err(io(early));
         }
-        if lines.line.ends_with(b"\n") {
-            // An end is told by its first key; operations are the rule.
-            if lines.line.starts_with(b"{\"at\":[") {
-                history.ops.push(lines.parse()?);
-            } else {
-                history.end = Some(lines.parse()?);
+        // The schema first: another version's header may have other fields.
+        #[derive(Deserialize)]
+        struct Versioned {
+            schema: String,
+        }
+        let versioned: Versioned = lines.parse()?;
+        if versioned.schema != SCHEMA {
+            return Err(lines.malformed(unknown_schema(&versioned.schema, SCHEMA)));
+        }
+        Ok(Reader { header: lines.parse()?, end: None, lines })
+    }
+
+    /// The next operation; `None` after the last one.
+    ///
+    /// # Errors
+    /// [`HistoryError`], that names the file and the line.
+    pub fn next_op(&mut self) -> Result<Option<Op>, HistoryError> {
+        while self.lines.advance()? {
+            if self.end.is_some() {
+                return Err(self.lines.malformed("nothing may follow the end".into()));
+            }
+            if self.lines.line.ends_with(b"\n") {
+                // An end is told by its first key; operations are the rule.
+                if self.lines.line.starts_with(b"{\"at\":[") {
+                    return self.lines.parse().map(Some);
+                }
+                self.end = Some(self.lines.parse()?);
             }
         }
+        Ok(None)
     }
-    Ok(history)
+
+    /// An error in the line that was read last.
+    pub fn malformed(&self, problem: String) -> HistoryError {
+        self.lines.malformed(problem)
+    }
 }
 
 /// The lines of a file, each of bounded length.
-struct Lines<'p> {
+#[derive(Debug)]
+struct Lines {
     reader: BufReader<File>,
-    path: &'p Path,
+    path: PathBuf,
     number: usize,
     line: Vec<u8>,
 }
 
-impl Lines<'_> {
+impl Lines {
     /// Reads the next line with its line feed (without: the file ends in it); false at the end.
     fn advance(&mut self) -> Result<bool, HistoryError> {
         self.line.clear();
         self.number += 1;
         let read = self.reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut self.line);
         match read {
-            Err(error) => Err(HistoryError::Io { path: self.path.to_path_buf(), error }),
+            Err(error) => Err(HistoryError::Io { path: self.path.clone(), error }),
             Ok(0) => Ok(false),
             Ok(n) if n as u64 == MAX_LINE => {
                 Err(self.malformed("the line is over 1 MiB long".into()))
@@ -219,7 +265,7 @@ impl Lines<'_> {
     }
 
     fn malformed(&self, problem: String) -> HistoryError {
-        HistoryError::Malformed { path: self.path.to_path_buf(), line: self.number, problem }
+        HistoryError::Malformed { path: self.path.clone(), line: self.number, problem }
     }
 }
 

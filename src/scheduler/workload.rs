@@ -221,6 +221,15 @@ impl Workload {
         self.timeline.iter().map(cut).max().unwrap_or(0)
     }
 
+    /// How many agents there may be at the same time, at most.
+    pub fn most_agents(&self) -> u32 {
+        let joins = |moment: &Moment| match moment.action {
+            Action::JoinAgents(count) => count,
+            _ => 0,
+        };
+        self.agent_count() + self.timeline.iter().map(joins).sum::<u32>()
+    }
+
     /// Whether a scheduler is killed.
     pub fn kills_schedulers(&self) -> bool {
         self.timeline.iter().any(|moment| matches!(moment.action, Action::KillSchedulers(_)))
@@ -279,6 +288,16 @@ impl Strategy {
             Strategy::None => return None,
         };
         capabilities.missing(needs).map(|why| format!("{needs}: {why}"))
+    }
+
+    /// Its name on the command line and in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Strategy::DedupId => "dedup-id",
+            Strategy::ExclusivePublisher => "exclusive-publisher",
+            Strategy::Sequence => "sequence",
+            Strategy::None => "none",
+        }
     }
 
     /// Whether one scheduler at a time publishes.

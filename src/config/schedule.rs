@@ -1,0 +1,606 @@
+//! The scheduler's workload, as the user writes it.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use queueproof_backends::{Capabilities, Capability};
+
+use super::{
+    ConfigError, List,
+    resolve::{range, span},
+};
+use crate::plan::{BackendPlan, TargetPlan};
+use crate::scheduler::{
+    Action, AgentGroup, Cadence, CheckGroup, Churn, Distribution, Moment, Schedulers, Strategy,
+    Workload,
+};
+
+/// A workload.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Schedule {
+    /// How long ticks fall due.
+    #[serde(with = "humantime_serde")]
+    pub duration: Duration,
+    /// How a tick is published only once; the best that the backend has without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<Strategy>,
+    /// The schedulers.
+    pub schedulers: SchedulerSettings,
+    /// The checks.
+    pub checks: Vec<CheckSettings>,
+    /// The agents.
+    pub agents: Vec<AgentSettings>,
+    /// Whether each agent has a connection of its own.
+    pub connection_per_agent: bool,
+    /// How many agents share a connection otherwise.
+    pub agents_per_connection: u32,
+    /// How long a request stays locked to an agent that does not settle it.
+    #[serde(with = "humantime_serde")]
+    pub ack_timeout: Duration,
+    /// The deduplication window of the pools' topics.
+    #[serde(with = "humantime_serde")]
+    pub dedup_window: Duration,
+    /// How late a request may reach an agent before it counts as late.
+    #[serde(with = "humantime_serde")]
+    pub tolerance: Duration,
+    /// Agents that come and go all the time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub churn: Option<ChurnSettings>,
+    /// What happens when, as `30s kill 1 scheduler`.
+    pub timeline: Vec<Moment>,
+}
+
+/// The schedulers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SchedulerSettings {
+    /// How many.
+    pub count: u16,
+    /// How far their clocks are off, at most.
+    #[serde(with = "humantime_serde")]
+    pub skew: Duration,
+    /// How much too slow or fast their clocks run, at most, parts in a million.
+    pub drift_ppm: u32,
+    /// Whether one that was paused publishes what fell due meanwhile.
+    pub catch_up: bool,
+    /// How many publishes of one scheduler may be unconfirmed.
+    pub in_flight: u32,
+    /// How often it repeats a publish of which it is not known whether it was stored.
+    pub retries: u16,
+}
+
+/// Checks that differ in their number only.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckSettings {
+    /// The name.
+    pub name: String,
+    /// How many.
+    pub count: u32,
+    /// The namespace.
+    pub namespace: String,
+    /// The pool of agents that it runs on.
+    pub subscription: String,
+    /// How often it is due.
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Duration>,
+    /// When it is due, instead of an interval.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cron: Option<String>,
+    /// Whether checks of one interval are spread over it.
+    pub splay: bool,
+    /// Whether each agent of the pool executes it.
+    pub broadcast: bool,
+    /// How long after it was due a request is worth executing; a minute, or the interval if that is
+    /// longer, without.
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Duration>,
+    /// How long an execution may take.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+}
+
+/// Agents that differ in nothing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AgentSettings {
+    /// How many.
+    pub count: u32,
+    /// Their pools.
+    pub subscriptions: List,
+    /// How long an execution takes.
+    pub execution: Execution,
+    /// How many requests of a pool one agent executes at the same time.
+    pub concurrency: u16,
+    /// The part of executions that fail.
+    pub fails: f64,
+    /// Whether they are the slow minority.
+    pub slow: bool,
+}
+
+/// How long an execution takes: anything between the two, equally likely; or exponential.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Execution {
+    /// The shortest.
+    #[serde(with = "humantime_serde")]
+    pub least: Duration,
+    /// The longest.
+    #[serde(with = "humantime_serde")]
+    pub most: Duration,
+    /// The mean of an exponential distribution, instead of the two.
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub mean: Option<Duration>,
+}
+
+/// Agents that come and go all the time.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ChurnSettings {
+    /// How often some go.
+    #[serde(with = "humantime_serde")]
+    pub every: Duration,
+    /// How many go each time.
+    pub agents: u32,
+    /// How long until as many come.
+    #[serde(with = "humantime_serde")]
+    pub away: Duration,
+    /// The part of them that crash instead of leaving.
+    pub crash: f64,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Schedule {
+            duration: Duration::from_secs(60),
+            strategy: None,
+            schedulers: SchedulerSettings::default(),
+            checks: vec![CheckSettings::default()],
+            agents: vec![AgentSettings::default()],
+            connection_per_agent: false,
+            agents_per_connection: 500,
+            ack_timeout: Duration::from_secs(10),
+            dedup_window: Duration::from_secs(120),
+            tolerance: Duration::from_secs(1),
+            churn: None,
+            timeline: Vec::new(),
+        }
+    }
+}
+
+impl Default for SchedulerSettings {
+    fn default() -> Self {
+        SchedulerSettings {
+            count: 3,
+            skew: Duration::ZERO,
+            drift_ppm: 0,
+            catch_up: true,
+            in_flight: 1024,
+            retries: 5,
+        }
+    }
+}
+
+impl Default for CheckSettings {
+    fn default() -> Self {
+        CheckSettings {
+            name: "check".into(),
+            count: 10,
+            namespace: "default".into(),
+            subscription: "pool".into(),
+            interval: None,
+            cron: None,
+            splay: true,
+            broadcast: false,
+            expires: None,
+            timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Default for AgentSettings {
+    fn default() -> Self {
+        AgentSettings {
+            count: 20,
+            subscriptions: List::one("pool"),
+            execution: Execution::default(),
+            concurrency: 1,
+            fails: 0.0,
+            slow: false,
+        }
+    }
+}
+
+impl Default for Execution {
+    fn default() -> Self {
+        let (least, most) = (Duration::from_millis(20), Duration::from_millis(200));
+        Execution { least, most, mean: None }
+    }
+}
+
+impl Default for ChurnSettings {
+    fn default() -> Self {
+        let (every, away) = (Duration::from_secs(10), Duration::from_secs(60));
+        ChurnSettings { every, agents: 1, away, crash: 0.5 }
+    }
+}
+
+/// The interval of a check that says nothing.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a request is worth executing, at least, where nothing is said.
+const EXPIRES: Duration = Duration::from_secs(60);
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+impl Schedule {
+    /// The workload, for a backend that is fit for this strategy.
+    ///
+    /// # Errors
+    /// What cannot be, by its key.
+    pub fn workload(
+        &self,
+        strategy: Strategy,
+        epoch_unix_ms: u64,
+    ) -> Result<Workload, ConfigError> {
+        self.check_times()?;
+        let mut pools: Vec<String> = Vec::new();
+        for check in &self.checks {
+            if !pools.contains(&check.subscription) {
+                pools.push(check.subscription.clone());
+            }
+        }
+        let place = |name: &str| pools.iter().position(|pool| pool == name);
+        let checks = (0..).zip(&self.checks).map(|(nth, check)| {
+            let pool = place(&check.subscription).unwrap_or(0);
+            check.group(nth, u16::try_from(pool).unwrap_or(u16::MAX))
+        });
+        let checks = checks.collect::<Result<Vec<_>, _>>()?;
+        let agents = (0..).zip(&self.agents).map(|(nth, agents)| agents.group(nth, &place, &pools));
+        let agents = agents.collect::<Result<Vec<_>, _>>()?;
+        for (nth, pool) in (0..).zip(&pools) {
+            if !agents.iter().any(|group| group.pools.contains(&nth)) {
+                return Err(ConfigError::new(format!(
+                    "schedule.checks: no agent holds the subscription {pool:?}, so its checks would \
+                     run nowhere; the agents' are {}",
+                    self.subscriptions()
+                )));
+            }
+        }
+        let SchedulerSettings { count, skew, drift_ppm, catch_up, in_flight, retries } =
+            self.schedulers;
+        let workload = Workload {
+            duration: self.duration,
+            epoch_unix_ms,
+            strategy,
+            schedulers: Schedulers { count, skew, drift_ppm, catch_up, in_flight, retries },
+            pools,
+            checks,
+            agents,
+            connection_per_agent: self.connection_per_agent,
+            agents_per_connection: self.agents_per_connection,
+            ack_timeout: self.ack_timeout,
+            dedup_window: self.dedup_window,
+            tolerance: self.tolerance,
+            churn: self.churn.map(|churn| Churn {
+                every: churn.every,
+                agents: churn.agents,
+                away: churn.away,
+                crash: churn.crash,
+            }),
+            timeline: self.timeline.clone(),
+        };
+        range("schedule.checks", workload.check_count(), 1, 100_000)?;
+        range("schedule.agents", workload.agent_count(), 1, 1_000_000)?;
+        if workload.checks.iter().all(|group| first_due(&workload, group).is_none()) {
+            return Err(ConfigError::new(format!(
+                "schedule.duration: no check is due within {}",
+                humantime::format_duration(self.duration)
+            )));
+        }
+        check_timeline(&workload)?;
+        Ok(workload)
+    }
+
+    /// Checks what depends on the target: that its broker can be restarted if that is asked for, and
+    /// that there are descriptors enough. The limit is raised as far as this process may.
+    ///
+    /// # Errors
+    /// What cannot be, with the number needed.
+    pub fn fits(&self, workload: &Workload, target: &TargetPlan) -> Result<(), ConfigError> {
+        let restarts = |moment: &&Moment| moment.action == Action::RestartBroker;
+        if let Some(moment) = workload.timeline.iter().find(restarts) {
+            let why = match &target.backend {
+                BackendPlan::Memory(_) => "the embedded broker has no process to restart",
+                backend if backend.is_remote() => "the broker at a URL is not ours to restart",
+                _ => "",
+            };
+            if !why.is_empty() {
+                return Err(ConfigError::new(format!("schedule.timeline: {moment}: {why}")));
+            }
+        }
+        let needed = descriptors(workload, target);
+        let limit = raise_descriptors(needed);
+        if needed > limit {
+            return Err(ConfigError::new(format!(
+                "schedule.agents: {} agents on {} need some {needed} file descriptors, and this \
+                 process may have {limit}; raise the limit (ulimit -n {needed}), or let agents share \
+                 connections (schedule.agents_per_connection)",
+                workload.most_agents(),
+                target.name
+            )));
+        }
+        Ok(())
+    }
+
+    /// What is allowed and probably not meant, or will show in the results.
+    pub fn warnings(&self, workload: &Workload, capabilities: &Capabilities) -> Vec<String> {
+        let words = |span| humantime::format_duration(span).to_string();
+        let mut warnings = Vec::new();
+        let apart = workload.clock_error() * 2;
+        let window = workload.dedup_window;
+        if workload.strategy == Strategy::DedupId && apart >= window {
+            warnings.push(format!(
+                "the schedulers' clocks may differ by {}, and the deduplication window is {}: ticks \
+                 will be scheduled twice",
+                words(apart),
+                words(window)
+            ));
+        }
+        if !capabilities.has(Capability::DedupWindow) && workload.strategy == Strategy::DedupId {
+            warnings.push("this broker's deduplication window is not set by a topic".into());
+        }
+        for moment in &workload.timeline {
+            if let Action::PauseSchedulers(_, span) = moment.action
+                && workload.schedulers.catch_up
+                && workload.strategy == Strategy::DedupId
+                && span + apart >= window
+            {
+                warnings.push(format!(
+                    "{moment}: what it catches up then is older than the deduplication window of {}: \
+                     ticks will be scheduled twice",
+                    words(window)
+                ));
+            }
+        }
+        if workload.longest_execution() > workload.ack_timeout
+            && !capabilities.has(Capability::Touch)
+        {
+            warnings.push(format!(
+                "an execution may take {}, longer than the ack timeout of {}, and this backend \
+                 cannot extend a lock: such requests are executed more than once",
+                words(workload.longest_execution()),
+                words(workload.ack_timeout)
+            ));
+        }
+        let least = workload.checks.iter().map(|group| group.expires).min().unwrap_or_default();
+        if least < workload.ack_timeout {
+            warnings.push(format!(
+                "requests expire after {}, sooner than a lock passes ({}): what a crashed agent \
+                 held may be missed",
+                words(least),
+                words(workload.ack_timeout)
+            ));
+        }
+        if workload.strategy == Strategy::None && workload.schedulers.count > 1 {
+            warnings.push(format!(
+                "this backend cannot keep {} schedulers from scheduling each tick: duplicates will \
+                 appear, and are counted",
+                workload.schedulers.count
+            ));
+        }
+        warnings
+    }
+
+    fn subscriptions(&self) -> String {
+        let all = self.agents.iter().flat_map(|agents| agents.subscriptions.0.iter());
+        all.collect::<BTreeSet<_>>().into_iter().cloned().collect::<Vec<_>>().join(", ")
+    }
+
+    fn check_times(&self) -> Result<(), ConfigError> {
+        let ms = Duration::from_millis(1);
+        span("schedule.duration", self.duration, ms * 100, DAY * 366)?;
+        span("schedule.ack_timeout", self.ack_timeout, ms * 100, DAY)?;
+        span("schedule.dedup_window", self.dedup_window, ms * 100, DAY)?;
+        span("schedule.tolerance", self.tolerance, ms, DAY)?;
+        range("schedule.agents_per_connection", self.agents_per_connection, 1, 1_000_000)?;
+        range("schedule.schedulers.count", self.schedulers.count, 1, 100)?;
+        range("schedule.schedulers.in_flight", self.schedulers.in_flight, 1, 1_000_000)?;
+        range("schedule.schedulers.drift_ppm", self.schedulers.drift_ppm, 0, 100_000)?;
+        span("schedule.schedulers.skew", self.schedulers.skew, Duration::ZERO, DAY)?;
+        if let Some(churn) = &self.churn {
+            span("schedule.churn.every", churn.every, ms * 10, DAY)?;
+            span("schedule.churn.away", churn.away, Duration::ZERO, DAY)?;
+            part("schedule.churn.crash", churn.crash)?;
+            let agents: u64 = self.agents.iter().map(|group| u64::from(group.count)).sum();
+            range("schedule.churn.agents", churn.agents, 1, agents)?;
+        }
+        Ok(())
+    }
+}
+
+impl CheckSettings {
+    fn group(&self, nth: usize, pool: u16) -> Result<CheckGroup, ConfigError> {
+        let key = |name: &str| format!("schedule.checks[{nth}].{name}");
+        plain(&key("name"), &self.name)?;
+        plain(&key("namespace"), &self.namespace)?;
+        plain(&key("subscription"), &self.subscription)?;
+        range(&key("count"), self.count, 1, 100_000)?;
+        let cadence = match (self.interval, &self.cron) {
+            (Some(_), Some(_)) => {
+                let words = "a check has an interval or a cron line, not both";
+                return Err(ConfigError::new(format!("{}: {words}", key("cron"))));
+            }
+            (_, Some(line)) => Cadence::Cron(line.clone()),
+            (interval, None) => {
+                let every = interval.unwrap_or(INTERVAL);
+                span(&key("interval"), every, Duration::from_millis(1), DAY * 366)?;
+                Cadence::Interval { every, splay: self.splay }
+            }
+        };
+        cadence.check().map_err(|why| ConfigError::new(format!("{}: {why}", key("cron"))))?;
+        let expires = self.expires.unwrap_or(EXPIRES.max(self.interval.unwrap_or_default()));
+        span(&key("expires"), expires, Duration::from_millis(1), DAY * 366)?;
+        span(&key("timeout"), self.timeout, Duration::from_millis(1), DAY)?;
+        Ok(CheckGroup {
+            name: self.name.clone(),
+            count: self.count,
+            namespace: self.namespace.clone(),
+            pool,
+            cadence,
+            broadcast: self.broadcast,
+            expires,
+            timeout: self.timeout,
+        })
+    }
+}
+
+impl AgentSettings {
+    fn group(
+        &self,
+        nth: usize,
+        place: &impl Fn(&str) -> Option<usize>,
+        pools: &[String],
+    ) -> Result<AgentGroup, ConfigError> {
+        let key = |name: &str| format!("schedule.agents[{nth}].{name}");
+        range(&key("count"), self.count, 1, 1_000_000)?;
+        range(&key("concurrency"), self.concurrency, 1, 10_000)?;
+        part(&key("fails"), self.fails)?;
+        let mut held = Vec::new();
+        for name in &self.subscriptions.0 {
+            let Some(pool) = place(name) else {
+                return Err(ConfigError::new(format!(
+                    "{}: no check runs on the subscription {name:?}; the checks' are {}",
+                    key("subscriptions"),
+                    pools.join(", ")
+                )));
+            };
+            held.push(u16::try_from(pool).unwrap_or(u16::MAX));
+        }
+        if held.is_empty() {
+            return Err(ConfigError::new(format!("{}: the list is empty", key("subscriptions"))));
+        }
+        let Execution { least, most, mean } = self.execution;
+        span(&key("execution.least"), least, Duration::ZERO, DAY)?;
+        let execution = match mean {
+            Some(mean) => {
+                span(&key("execution.mean"), mean, Duration::ZERO, DAY)?;
+                Distribution::Exponential(mean)
+            }
+            None => {
+                span(&key("execution.most"), most, least, DAY)?;
+                Distribution::Uniform { least, most }
+            }
+        };
+        Ok(AgentGroup {
+            count: self.count,
+            pools: held,
+            execution,
+            concurrency: self.concurrency,
+            fails: self.fails,
+            slow: self.slow,
+        })
+    }
+}
+
+fn first_due(workload: &Workload, group: &CheckGroup) -> Option<u64> {
+    let check = workload.all_checks().find(|check| check.group.name == group.name)?;
+    let first = crate::scheduler::Ticks::of(workload, check).ok()?.from(0)?;
+    (first.due < crate::history::nanos(workload.duration)).then_some(first.due)
+}
+
+/// Checks that the timeline asks for nothing that cannot be.
+fn check_timeline(workload: &Workload) -> Result<(), ConfigError> {
+    let mut schedulers = u64::from(workload.schedulers.count);
+    let mut agents = u64::from(workload.agent_count());
+    let mut moments: Vec<_> = workload.timeline.iter().collect();
+    moments.sort_by_key(|moment| moment.at);
+    for moment in moments {
+        let wrong =
+            |why: String| Err(ConfigError::new(format!("schedule.timeline: {moment}: {why}")));
+        if moment.at >= workload.duration {
+            let end = humantime::format_duration(workload.duration);
+            return wrong(format!("the workload is over after {end}"));
+        }
+        let (all, count, who) = match moment.action {
+            Action::StopSchedulers(n) | Action::KillSchedulers(n) => {
+                (Some(&mut schedulers), n, "schedulers")
+            }
+            Action::PauseSchedulers(n, _) if u64::from(n) > schedulers => {
+                return wrong(format!("there are {schedulers} schedulers then"));
+            }
+            Action::AddSchedulers(n) => {
+                schedulers += u64::from(n);
+                (None, n, "")
+            }
+            Action::JoinAgents(n) => {
+                agents += u64::from(n);
+                (None, n, "")
+            }
+            Action::LeaveAgents(n) | Action::CrashAgents(n) => (Some(&mut agents), n, "agents"),
+            Action::CutAgents(n, _) | Action::StallAgents(n, _) if u64::from(n) > agents => {
+                return wrong(format!("there are {agents} agents then"));
+            }
+            _ => (None, 0, ""),
+        };
+        if let Some(there) = all {
+            match there.checked_sub(u64::from(count)) {
+                Some(left) => *there = left,
+                None => return wrong(format!("there are {there} {who} then")),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How many file descriptors a workload needs in this process, and as many in the broker's, with
+/// some to spare.
+fn descriptors(workload: &Workload, target: &TargetPlan) -> u64 {
+    const SPARE: u64 = 100;
+    let agents = u64::from(workload.most_agents());
+    let pools = workload.agents.iter().map(|group| group.pools.len() as u64).max().unwrap_or(1);
+    let connections = match &target.backend {
+        BackendPlan::Memory(_) => return 0,
+        // Each consumer is a connection of its own, whatever is wanted.
+        BackendPlan::Nsq(_) => agents * pools,
+        _ if workload.connection_per_agent => agents,
+        _ => agents.div_ceil(workload.agents_per_connection.into()),
+    };
+    // A link is a socket more on each side.
+    let linked = u64::from(workload.cut_agents()) * 3;
+    connections + linked + u64::from(workload.schedulers.count) * 4 + SPARE
+}
+
+/// Raises the limit of descriptors as far as needed and allowed; what it is then.
+fn raise_descriptors(needed: u64) -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let (current, most) = (limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX));
+    if current >= needed {
+        return current;
+    }
+    let raised = Rlimit { current: Some(needed.min(most)), maximum: limit.maximum };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => needed.min(most),
+        Err(_) => current,
+    }
+}
+
+/// Checks a name that goes into keys and requests as it is.
+fn plain(key: &str, name: &str) -> Result<(), ConfigError> {
+    let fit = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if (1..=60).contains(&name.len()) && name.chars().all(fit) {
+        return Ok(());
+    }
+    let expected = "1 to 60 characters of a-z, A-Z, 0-9, -, _ and .";
+    Err(ConfigError::new(format!("{key}: {name:?} is not a name: {expected}")))
+}
+
+fn part(key: &str, value: f64) -> Result<(), ConfigError> {
+    match (0.0..=1.0).contains(&value) {
+        true => Ok(()),
+        false => Err(ConfigError::new(format!("{key}: {value} is not between 0 and 1"))),
+    }
+}
