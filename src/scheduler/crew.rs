@@ -179,7 +179,7 @@ impl Crew {
         let there = self.agents.iter().filter(|(_, member)| of(member));
         let mut chosen: Vec<_> = there.map(|(&id, _)| id).collect();
         chosen.shuffle(chance);
-        chosen.sort_by_key(|id| self.agents[id].holds.load(Ordering::Relaxed) == 0);
+        chosen.sort_by_key(|id| !self.agents[id].is_busy());
         chosen.truncate(count as usize);
         chosen
     }
@@ -281,6 +281,11 @@ impl Crew {
 }
 
 impl Member {
+    /// Whether it executes something.
+    pub(super) fn is_busy(&self) -> bool {
+        self.holds.load(Ordering::Relaxed) > 0
+    }
+
     /// Whether its connection can be cut.
     pub(super) fn has_link(&self) -> bool {
         self.employed.link.is_some()

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Action, BrokerState, Event, Flaw, Load, Recorder, SchedulerState, Workload,
     agent::quiet,
-    crew::{Crew, Employed},
+    crew::{self, Crew, Employed},
     replica::{self, Replica},
     world::{Queue, SUBSCRIPTION, World, topics},
 };
@@ -103,6 +103,12 @@ const TIDY: Duration = Duration::from_secs(60);
 /// How long the first scheduler may take until it is ready to publish.
 const READY: Duration = Duration::from_secs(30);
 
+/// How long to wait for agents that execute something, where some are to crash.
+const BUSY: Duration = Duration::from_secs(2);
+
+/// How often to look for one.
+const LOOK: Duration = Duration::from_millis(2);
+
 /// How often the broker's load is sampled.
 const SAMPLE: Duration = Duration::from_secs(1);
 
@@ -191,9 +197,7 @@ impl Engine {
                 self.crew.leave(&chosen);
             }
             Action::CrashAgents(count) => {
-                for agent in self.crew.choose(count, &mut self.chance, |_| true) {
-                    self.crew.crash(agent).await;
-                }
+                self.crash(count).await;
             }
             Action::StallAgents(count, span) => {
                 for agent in self.crew.choose(count, &mut self.chance, |_| true) {
@@ -218,6 +222,24 @@ impl Engine {
             self.crew.crash(agent).await;
         }
         self.crew.leave(&leaving);
+    }
+
+    /// Agents crash while they execute something: one that does is waited for.
+    async fn crash(&mut self, count: u32) {
+        let limit = Instant::now() + BUSY;
+        for _ in 0..count {
+            let agent = loop {
+                let busy = self.crew.choose(1, &mut self.chance, crew::Member::is_busy);
+                match busy.first() {
+                    Some(agent) => break Some(*agent),
+                    None if Instant::now() < limit => tokio::time::sleep(LOOK).await,
+                    None => break self.crew.choose(1, &mut self.chance, |_| true).first().copied(),
+                }
+            };
+            if let Some(agent) = agent {
+                self.crew.crash(agent).await;
+            }
+        }
     }
 
     async fn join(&mut self, count: u32) -> Result<(), Halt> {
