@@ -51,6 +51,20 @@ impl Findings {
         }
     }
 
+    /// Takes in what was found elsewhere.
+    pub fn absorb(&mut self, other: &Findings) {
+        for (kind, (count, examples)) in &other.anomalies {
+            let found = self.anomalies.entry(*kind).or_default();
+            found.0 += count;
+            found.1.extend(examples.iter().cloned());
+            found.1.truncate(EXAMPLES);
+        }
+        other.undecided.iter().for_each(|reason| self.undecided(reason.clone()));
+        if let Some(reason) = &other.disturbed {
+            self.disturbed(reason.clone());
+        }
+    }
+
     /// Notes why the evidence does not suffice for a pass.
     pub fn undecided(&mut self, reason: impl Into<String>) {
         let reason = reason.into();

@@ -42,7 +42,7 @@ pub(super) static PROPERTIES: &[Property] = &[
         catches: &[
             (Scheduler(Flaw::SkipTick), AnomalyKind::TickMissed),
             (Scheduler(Flaw::AckWithoutExecuting), AnomalyKind::TickLost),
-            (Backend(BackendFlaw::LosePublish), AnomalyKind::TickLost),
+            (Backend(BackendFlaw::LoseDelivery), AnomalyKind::TickLost),
         ],
         scenario: |stage| Box::pin(stage.schedule(every_tick(stage))),
         judge: |evidence, findings| judge(Aspect::EveryTick, evidence, findings),
@@ -128,7 +128,7 @@ pub(super) static PROPERTIES: &[Property] = &[
             (Scheduler(Flaw::EarlyTick), AnomalyKind::EarlyTick),
             (Backend(BackendFlaw::HeadOfLine), AnomalyKind::LateTick),
         ],
-        scenario: |stage| Box::pin(stage.schedule(small(stage))),
+        scenario: |stage| Box::pin(stage.schedule(lateness(stage))),
         judge: |evidence, findings| judge(Aspect::Lateness, evidence, findings),
     },
     Property {
@@ -173,7 +173,7 @@ pub(super) static PROPERTIES: &[Property] = &[
     Property {
         id: "scheduling/slow-minority",
         title: "Slow agents hold nobody else up.",
-        doc: "One agent of five takes far longer for each execution. No request may wait behind its \
+        doc: "Two agents of six take far longer for each execution. No request may wait behind its \
               work while others are idle, but the ones that it has taken itself.",
         needs: &[WorkQueue],
         catches: &[(Backend(BackendFlaw::HeadOfLine), AnomalyKind::Blocked)],
@@ -260,12 +260,14 @@ fn judge(aspect: Aspect, evidence: &Evidence<'_>, findings: &mut Findings) {
 /// Ten checks, each due five times a second for three seconds; three schedulers; five agents.
 fn small(stage: &Stage) -> Workload {
     let suite = &stage.suite;
+    let strategy = Strategy::of(&stage.capabilities);
     Workload {
         duration: Duration::from_secs(3),
         epoch_unix_ms: 0,
-        strategy: Strategy::of(&stage.capabilities),
+        strategy,
         schedulers: Schedulers {
-            count: 3,
+            // Where nothing keeps them apart, their duplicates would be most of the load.
+            count: if strategy == Strategy::None { 1 } else { 3 },
             skew: Duration::ZERO,
             drift_ppm: 0,
             catch_up: true,
@@ -344,10 +346,18 @@ fn expired(stage: &Stage) -> Workload {
 
 fn crash(stage: &Stage) -> Workload {
     let mut workload = small(stage);
-    // Long executions, so that there is something to break off.
+    // Long executions, so that there is something to break off; and agents enough for them.
+    workload.checks[0].count = 5;
     workload.agents = vec![agents(12, stage.suite.ack_timeout / 5, stage.suite.ack_timeout / 4)];
     let at = workload.duration / 2;
     workload.timeline = vec![Moment { at, action: Action::CrashAgents(3) }];
+    workload
+}
+
+fn lateness(stage: &Stage) -> Workload {
+    let mut workload = small(stage);
+    // One after the other they would take four times as long as there is.
+    workload.agents = vec![agents(10, Duration::from_millis(60), Duration::from_millis(100))];
     workload
 }
 
@@ -360,9 +370,12 @@ fn broadcast(stage: &Stage) -> Workload {
 
 fn slow(stage: &Stage) -> Workload {
     let mut workload = small(stage);
-    let long = stage.suite.ack_timeout * 3 / 4;
-    workload.agents[0].count = 4;
-    workload.agents.push(AgentGroup { slow: true, ..agents(1, long, long) });
+    workload.checks[0].count = 5;
+    // With what may wait at it, within a lock.
+    let long = stage.suite.ack_timeout * 2 / 5;
+    let slow = AgentGroup { slow: true, ..agents(1, long, long) };
+    let fast = agents(4, Duration::from_millis(60), Duration::from_millis(100));
+    workload.agents = vec![slow.clone(), fast, slow];
     workload
 }
 

@@ -40,8 +40,10 @@ pub enum Event {
         scheduler: u16,
         /// Which check.
         check: u32,
-        /// How many ticks.
-        ticks: u64,
+        /// The first tick that was left out, and the last.
+        ticks: (u64, u64),
+        /// Whether it would have published it, but its time to be executed had passed.
+        expired: bool,
     },
     /// An agent changed its state.
     Agent {

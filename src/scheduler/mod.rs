@@ -8,6 +8,7 @@
 mod agent;
 mod cadence;
 mod chance;
+mod clock;
 mod crew;
 mod engine;
 mod envelope;
@@ -21,6 +22,7 @@ mod workload;
 mod world;
 
 pub use cadence::{Cadence, Tick, Ticks};
+pub use clock::Clock;
 pub use engine::{BrokerControl, Setup, run};
 pub use event::{AgentState, BrokerState, Event, Load, Request, SchedulerState};
 pub use figures::Costs;

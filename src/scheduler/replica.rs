@@ -16,7 +16,7 @@ use queueproof_backends::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Event, Flaw, Request, SchedulerState, Strategy, Tick, Ticks,
+    Clock, Event, Flaw, Request, SchedulerState, Strategy, Tick, Ticks,
     envelope::Envelope,
     world::{Queue, World},
 };
@@ -78,13 +78,6 @@ type Fate = (Due, u64, Result<PublishReceipt, PublishError>);
 /// The publishers of all queues.
 type Publishers = BTreeMap<Queue, Box<dyn Publisher>>;
 
-/// A scheduler's clock: the true one, with its skew and drift.
-#[derive(Debug, Clone, Copy)]
-struct Clock {
-    skew: i64,
-    drift_ppm: i64,
-}
-
 /// How long to wait after the broker could not be reached, and between two tries for a name.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -94,25 +87,6 @@ const HAND_OVER: Duration = Duration::from_secs(10);
 
 /// The name that the schedulers share, where the broker deduplicates by names.
 const NAME: &str = "scheduler";
-
-impl Clock {
-    /// What it shows at a true time; both in nanoseconds since the epoch.
-    fn shows(self, time: u64) -> u64 {
-        let drift = i128::from(time) * i128::from(self.drift_ppm) / 1_000_000;
-        let shown = i128::from(time) + drift + i128::from(self.skew);
-        u64::try_from(shown.max(0)).unwrap_or(u64::MAX)
-    }
-
-    /// The first true time at which it shows at least this.
-    fn when(self, shown: u64) -> u64 {
-        let since = i128::from(shown) - i128::from(self.skew);
-        let rate = 1_000_000 + i128::from(self.drift_ppm);
-        let time = (since * 1_000_000).div_euclid(rate) + 1;
-        // Rounding may be one off.
-        let time = u64::try_from(time.max(0)).unwrap_or(u64::MAX);
-        if time > 0 && self.shows(time - 1) >= shown { time - 1 } else { time }
-    }
-}
 
 impl Replica {
     /// A scheduler that begins with what is due from now on, or from the epoch on if it is one of
@@ -125,7 +99,7 @@ impl Replica {
         first: bool,
     ) -> Self {
         let workload = &world.workload;
-        let clock = Clock { skew: workload.skew(id), drift_ppm: workload.drift_ppm(id) };
+        let clock = workload.clock(id);
         let entries = workload.all_checks().zip(&world.ticks).map(|(check, ticks)| Entry {
             namespace: check.group.namespace.clone(),
             name: check.name(),
@@ -319,20 +293,26 @@ impl Replica {
         for Reverse(mut due) in std::mem::take(&mut self.agenda).into_vec() {
             let entry = &self.checks[due.check as usize];
             let limit = time(entry);
-            let mut skipped = 0;
+            let mut skipped: Option<(u64, u64)> = None;
             while due.at < limit {
+                skipped = Some((skipped.map_or(due.tick, |(first, _)| first), due.tick));
                 let tick = Tick { due: due.at, number: due.tick };
                 let Some(next) = entry.ticks.after(tick) else { break };
                 due = Due { at: next.due, tick: next.number, copy: 0, ..due };
-                skipped += 1;
             }
-            if skipped > 0 {
-                let event = Event::Skip { scheduler: self.id, check: due.check, ticks: skipped };
-                self.world.recorder.record(self.world.recorder.now(), event);
+            if let Some(ticks) = skipped {
+                self.skipped(due.check, ticks, false);
             }
-            kept.push(Reverse(due));
+            if due.at < nanos(self.world.workload.duration) {
+                kept.push(Reverse(due));
+            }
         }
         self.agenda = kept;
+    }
+
+    fn skipped(&self, check: u32, ticks: (u64, u64), expired: bool) {
+        let event = Event::Skip { scheduler: self.id, check, ticks, expired };
+        self.world.recorder.record(self.world.recorder.now(), event);
     }
 
     /// Publishes everything that is due by now, as far as there is room.
@@ -349,8 +329,7 @@ impl Replica {
             let entry = &self.checks[due.check as usize];
             let now = self.clock.shows(self.world.since_epoch());
             if now > due.at.saturating_add(entry.expires) {
-                let event = Event::Skip { scheduler: self.id, check: due.check, ticks: 1 };
-                self.world.recorder.record(self.world.recorder.now(), event);
+                self.skipped(due.check, (due.tick, due.tick), true);
                 continue;
             }
             match self.world.flaw {
@@ -376,10 +355,10 @@ impl Replica {
             return;
         }
         let at = match self.world.flaw {
-            // A tenth longer each time, counted from now.
+            // Half as long again each time, counted from now.
             Some(Flaw::Drift) => {
                 let interval = next.due - this.due;
-                self.clock.shows(self.world.since_epoch()) + interval + interval / 10
+                self.clock.shows(self.world.since_epoch()) + interval + interval / 2
             }
             _ => next.due,
         };
@@ -464,33 +443,4 @@ async fn sleep_until(next: Option<Instant>) {
 async fn told_to_stop(orders: &mut watch::Receiver<Order>) {
     // An error means that nobody is.
     let _ = orders.wait_for(|order| *order == Order::Stop).await;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_clock_shows_its_skew_and_drift() {
-        let second = 1_000_000_000;
-        let ahead = Clock { skew: 50_000_000, drift_ppm: 0 };
-        assert_eq!(ahead.shows(second), second + 50_000_000);
-        assert_eq!(ahead.when(second), second - 50_000_000);
-        let fast = Clock { skew: 0, drift_ppm: 1_000 };
-        assert_eq!(fast.shows(second), second + 1_000_000);
-    }
-
-    #[test]
-    fn a_clock_shows_a_time_first_when_it_says_so() {
-        for skew in [-70_000_001, 0, 333] {
-            for drift_ppm in [-500, 0, 37] {
-                let clock = Clock { skew, drift_ppm };
-                for shown in [0, 1, 999, 1_000_000_007, 86_400_000_000_000] {
-                    let when = clock.when(shown);
-                    assert!(clock.shows(when) >= shown, "{clock:?} {shown}");
-                    assert!(when == 0 || clock.shows(when - 1) < shown, "{clock:?} {shown}");
-                }
-            }
-        }
-    }
 }
