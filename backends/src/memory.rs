@@ -27,9 +27,11 @@ use crate::{
 
 mod broker;
 mod client;
+mod leases;
 mod link;
 mod publishers;
 mod subscription;
+mod watch;
 
 use broker::Broker;
 use client::{Channel, MemoryConsumer, MemoryPublisher};
@@ -206,7 +208,7 @@ impl QueueBackend for MemoryBackend {
             let timeout = options.confirm_timeout.unwrap_or(self.settings.request_timeout);
             let channel = Arc::clone(&self.channel);
             let who = Arc::new(Who {
-                number: lock(&channel.broker).next_publisher(),
+                number: lock(&channel.broker).next_number(),
                 connection: channel.id(),
                 name: options.name,
                 access: options.access,

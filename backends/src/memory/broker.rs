@@ -1,7 +1,7 @@
 //! Topics and what is stored in them.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -21,11 +21,12 @@ use crate::{
 /// The whole broker.
 #[derive(Debug)]
 pub(super) struct Broker {
-    topics: HashMap<String, Topic>,
+    /// In an order that does not change from run to run, as those of a topic's subscriptions.
+    topics: BTreeMap<String, Topic>,
     default_window: Duration,
     max_payload: u64,
     connections: u64,
-    publishers: u64,
+    numbers: u64,
 }
 
 /// A topic.
@@ -38,20 +39,20 @@ pub(super) struct Topic {
     /// before the only subscription.
     log: VecDeque<Queued>,
     publishers: Publishers,
-    ids: HashMap<String, u64>,
+    ids: HashMap<Arc<str>, u64>,
     /// When ids are forgotten, in order: the window is the same for all.
-    forget: VecDeque<(Instant, String)>,
-    subscriptions: HashMap<String, Subscription>,
+    forget: VecDeque<(Instant, Arc<str>)>,
+    subscriptions: BTreeMap<String, Subscription>,
 }
 
 impl Broker {
     pub(super) fn new(settings: &MemorySettings) -> Self {
         Broker {
-            topics: HashMap::new(),
+            topics: BTreeMap::new(),
             default_window: settings.dedup_window,
             max_payload: settings.max_payload,
             connections: 0,
-            publishers: 0,
+            numbers: 0,
         }
     }
 
@@ -61,10 +62,10 @@ impl Broker {
         self.connections
     }
 
-    /// The number of a new publisher.
-    pub(super) fn next_publisher(&mut self) -> u64 {
-        self.publishers += 1;
-        self.publishers
+    /// The number of a new publisher or consumer, higher than all before.
+    pub(super) fn next_number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
     }
 
     pub(super) fn create_topic(&mut self, spec: TopicSpec) -> Result<(), BackendError> {
@@ -79,7 +80,7 @@ impl Broker {
             publishers: Publishers::default(),
             ids: HashMap::new(),
             forget: VecDeque::new(),
-            subscriptions: HashMap::new(),
+            subscriptions: BTreeMap::new(),
             spec: spec.clone(),
         };
         self.topics.insert(spec.name, topic);
@@ -213,6 +214,14 @@ impl Broker {
         Ok(result)
     }
 
+    /// A consumer stops waiting for deliveries of a subscription, if that is still there.
+    pub(super) fn leave(&mut self, topic: &str, name: &str, consumer: u64, now: Instant) {
+        let topic = self.topics.get_mut(topic);
+        if let Some(found) = topic.and_then(|topic| topic.subscriptions.get_mut(name)) {
+            found.leave(consumer, now);
+        }
+    }
+
     /// Moves messages to their dead-letter topics.
     pub(super) fn bury(&mut self, moved: Vec<(String, Message)>, now: Instant) {
         for (name, message) in moved {
@@ -256,7 +265,7 @@ impl Topic {
     fn publish(
         &mut self,
         who: &Who,
-        message: Message,
+        mut message: Message,
         max_payload: u64,
         now: Instant,
     ) -> Result<PublishReceipt, PublishError> {
@@ -269,7 +278,9 @@ impl Topic {
         }
         let position = match (&message.dedup, &who.name) {
             (None, _) => None,
-            (Some(DedupKey::Id(id)), _) => self.ids.get(id).map(|&position| Some(position)),
+            (Some(DedupKey::Id(id)), _) => {
+                self.ids.get(id.as_str()).map(|&position| Some(position))
+            }
             (Some(DedupKey::Sequence(number)), Some(name)) => {
                 self.publishers.is_repeated(name, *number).then_some(None)
             }
@@ -289,11 +300,12 @@ impl Topic {
                 format!("the topic holds {limit} messages, its limit"),
             ));
         }
-        let dedup = message.dedup.clone();
+        let dedup = message.dedup.take();
         let position = self.store(message, now);
         match (dedup, &who.name) {
             (Some(DedupKey::Id(id)), _) => {
-                self.ids.insert(id.clone(), position);
+                let id: Arc<str> = id.into();
+                self.ids.insert(Arc::clone(&id), position);
                 self.forget.push_back((now + self.window, id));
             }
             (Some(DedupKey::Sequence(number)), Some(name)) => self.publishers.stored(name, number),

@@ -1,9 +1,10 @@
 //! The client's side: a channel to the broker, and publishers and consumers on it.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -32,7 +33,14 @@ pub(super) struct Channel {
     closed: AtomicBool,
     disconnects: AtomicU64,
     /// The consumers' bells, to wake them when the link changes.
-    bells: Mutex<Vec<Bell>>,
+    bells: Mutex<Bells>,
+}
+
+/// Bells in the order in which they came, by their numbers.
+#[derive(Debug, Default)]
+struct Bells {
+    last: u64,
+    by_number: BTreeMap<u64, Bell>,
 }
 
 /// An answer of the broker: here already, or on its way over a link.
@@ -95,9 +103,22 @@ impl Channel {
         lost
     }
 
+    fn bells(&self) -> MutexGuard<'_, Bells> {
+        self.bells.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a bell, and returns its number.
+    fn hang(&self, bell: &Bell) -> u64 {
+        let mut bells = self.bells();
+        bells.last += 1;
+        let number = bells.last;
+        bells.by_number.insert(number, Arc::clone(bell));
+        number
+    }
+
     /// Wakes everybody who waits on this channel.
     pub(super) fn ring(&self) {
-        for bell in self.bells.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for bell in self.bells().by_number.values() {
             bell.notify_one();
         }
     }
@@ -224,6 +245,8 @@ pub(super) struct MemoryConsumer {
     place: Place,
     prefetch: usize,
     bell: Bell,
+    /// The bell's number in the channel.
+    hangs: u64,
     settler: Arc<dyn Settler>,
     limit: Duration,
     /// Its number at the broker; a cut ends it, and another follows.
@@ -242,11 +265,11 @@ impl MemoryConsumer {
             return Err(BackendError::new(ErrorKind::InvalidArgument, problem));
         }
         let bell = Arc::new(Notify::new());
-        channel.bells.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&bell));
+        let hangs = channel.hang(&bell);
         let settler =
             Arc::new(MemorySettler { channel: Arc::clone(&channel), place: place.clone(), limit });
         let prefetch = options.prefetch as usize;
-        Ok(MemoryConsumer { channel, place, prefetch, bell, settler, limit, number: 0 })
+        Ok(MemoryConsumer { channel, place, prefetch, bell, hangs, settler, limit, number: 0 })
     }
 
     /// Becomes known to the broker.
@@ -254,8 +277,10 @@ impl MemoryConsumer {
         let (place, bell) = (self.place.clone(), Arc::clone(&self.bell));
         let (connection, prefetch) = (self.channel.id, self.prefetch);
         let attached = self.channel.call(move |broker| {
+            let number = broker.next_number();
             broker.with_subscription(&place.0, &place.1, Instant::now(), |subscription| {
-                subscription.attach(connection, prefetch, bell)
+                subscription.attach(number, connection, prefetch, bell);
+                number
             })
         })?;
         self.number = attached.wait(self.limit).await.ok_or_else(|| {
@@ -263,17 +288,58 @@ impl MemoryConsumer {
         })??;
         Ok(())
     }
+}
 
-    /// What is there, and when something is due next.
-    fn look(&self, max: usize) -> Result<(Vec<Delivery>, Option<Instant>, bool), BackendError> {
+/// A consumer in a receive, which may end at any moment: its future is dropped.
+struct Receiving<'a> {
+    consumer: &'a mut MemoryConsumer,
+    /// Whether the subscription counts on it as one that waits.
+    waits: bool,
+}
+
+/// What a look at the broker brings.
+enum Look {
+    /// What there is; nothing only when the time is over.
+    Received(Vec<Delivery>),
+    /// Nothing yet: it waits for its bell, and at most so long.
+    Wait(Option<Instant>),
+    /// The broker does not know the consumer.
+    Detached,
+}
+
+impl Receiving<'_> {
+    fn look(&mut self, max: usize, deadline: Instant) -> Result<Look, BackendError> {
+        let MemoryConsumer { channel, place, settler, number, .. } = &*self.consumer;
         let now = Instant::now();
-        lock(&self.channel.broker).with_subscription(&self.place.0, &self.place.1, now, |s| {
-            (
-                s.hand_out(self.number, max, now, &self.settler),
-                s.next_due(),
-                s.is_attached(self.number),
-            )
-        })
+        let looked =
+            lock(&channel.broker).with_subscription(&place.0, &place.1, now, |subscription| {
+                if !subscription.is_attached(*number) {
+                    return Look::Detached;
+                }
+                let deliveries = subscription.hand_out(*number, max, now, settler);
+                if deliveries.is_empty() && now < deadline {
+                    return Look::Wait(subscription.wait(*number, now));
+                }
+                if self.waits {
+                    subscription.leave(*number, now);
+                }
+                Look::Received(deliveries)
+            })?;
+        self.waits = matches!(looked, Look::Wait(_));
+        Ok(looked)
+    }
+
+    fn leave(&mut self) {
+        if std::mem::take(&mut self.waits) {
+            let MemoryConsumer { channel, place, number, .. } = &*self.consumer;
+            lock(&channel.broker).leave(&place.0, &place.1, *number, Instant::now());
+        }
+    }
+}
+
+impl Drop for Receiving<'_> {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 
@@ -285,29 +351,30 @@ impl Consumer for MemoryConsumer {
     ) -> BoxFuture<'_, Result<Vec<Delivery>, BackendError>> {
         Box::pin(async move {
             let deadline = Instant::now() + linger;
+            let mut receiving = Receiving { consumer: self, waits: false };
             loop {
-                if self.channel.is_closed() {
+                if receiving.consumer.channel.is_closed() {
                     return Err(BackendError::new(ErrorKind::Closed, "the connection is closed"));
                 }
-                let mut due = None;
-                if !self.channel.holds_deliveries() {
-                    let (deliveries, next, attached) = self.look(max)?;
-                    if !deliveries.is_empty() {
-                        return Ok(deliveries);
+                let mut until = deadline;
+                if receiving.consumer.channel.holds_deliveries() {
+                    if Instant::now() >= deadline {
+                        return Ok(Vec::new());
                     }
-                    if !attached {
-                        self.attach().await?;
-                        continue;
+                    // It would not see what it watches for.
+                    receiving.leave();
+                } else {
+                    match receiving.look(max, deadline)? {
+                        Look::Received(deliveries) => return Ok(deliveries),
+                        Look::Wait(watched) => until = watched.unwrap_or(deadline).min(deadline),
+                        Look::Detached => {
+                            receiving.consumer.attach().await?;
+                            continue;
+                        }
                     }
-                    due = next;
                 }
-                let now = Instant::now();
-                if now >= deadline {
-                    return Ok(Vec::new());
-                }
-                let until = due.map_or(deadline, |due| due.min(deadline));
                 // Either is a reason to look again.
-                let _ = tokio::time::timeout_at(until, self.bell.notified()).await;
+                let _ = tokio::time::timeout_at(until, receiving.consumer.bell.notified()).await;
             }
         })
     }
@@ -348,8 +415,7 @@ impl Drop for MemoryConsumer {
                 }
             });
         }
-        let mut bells = self.channel.bells.lock().unwrap_or_else(PoisonError::into_inner);
-        bells.retain(|bell| !Arc::ptr_eq(bell, &self.bell));
+        self.channel.bells().by_number.remove(&self.hangs);
     }
 }
 

@@ -40,7 +40,13 @@ impl MemoryLink {
     }
 
     pub(super) fn carries(&self, channel: &Arc<Channel>) {
-        self.state().channels.push(Arc::downgrade(channel));
+        let channels = &mut self.state().channels;
+        // As often as the list would double: connections come and go.
+        if channels.len() == channels.capacity() {
+            channels.retain(|channel| channel.strong_count() > 0);
+            channels.reserve(channels.len() + 1);
+        }
+        channels.push(Arc::downgrade(channel));
     }
 
     pub(super) fn is_cut(&self) -> bool {

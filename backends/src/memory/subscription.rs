@@ -1,13 +1,17 @@
 //! A subscription: what waits, what is leased to whom, what is due when.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use super::broker::Bell;
+use super::{
+    broker::Bell,
+    leases::{Lease, Leases},
+    watch::Watch,
+};
 use crate::{Delivery, Message, SettleError, Settled, Settlement, SubscriptionSpec, Token};
 
 /// A subscription.
@@ -23,49 +27,38 @@ pub(super) struct Subscription {
     leases: Leases,
     /// When leases pass, in order: the timeout is the same for all. An entry may be stale.
     expiries: VecDeque<(Instant, u64)>,
-    consumers: Vec<Leasee>,
-    /// Whose turn it is.
-    turn: usize,
-    next_consumer: u64,
+    /// By their numbers, which grow.
+    consumers: BTreeMap<u64, Leasee>,
+    /// Who of them has room in the prefetch buffer.
+    roomy: BTreeSet<u64>,
+    /// The connection of each, and its number.
+    connections: BTreeSet<(u64, u64)>,
+    /// Whose turn it is: the first with room from this number on.
+    turn: u64,
+    watch: Watch,
 }
 
 /// A message in a subscription.
 #[derive(Debug, Clone)]
 pub(super) struct Queued {
     position: u64,
-    message: Message,
+    pub(super) message: Message,
     /// When it may be delivered, if not at once.
     due: Option<Instant>,
     /// How often it was handed out.
     attempts: u32,
 }
 
-/// A message that is locked for a consumer.
-#[derive(Debug)]
-struct Lease {
-    queued: Queued,
-    consumer: u64,
-    expires: Instant,
-    /// Whether the consumer was handed it, or it waits in the prefetch buffer.
-    handed: bool,
-}
-
 /// A consumer, as the broker sees it.
 #[derive(Debug)]
 struct Leasee {
-    number: u64,
     connection: u64,
     prefetch: usize,
+    /// What is locked for it and waits to be received.
     buffer: VecDeque<u64>,
+    /// What it has received and not settled.
+    handed: BTreeSet<u64>,
     bell: Bell,
-}
-
-/// Leases by their tokens: a place in a table and how often that place was used, so that an old
-/// token never means a new lease.
-#[derive(Debug, Default)]
-struct Leases {
-    places: Vec<(u32, Option<Lease>)>,
-    free: Vec<u32>,
 }
 
 impl Queued {
@@ -89,9 +82,11 @@ impl Subscription {
             delayed: BTreeMap::new(),
             leases: Leases::default(),
             expiries: VecDeque::new(),
-            consumers: Vec::new(),
+            consumers: BTreeMap::new(),
+            roomy: BTreeSet::new(),
+            connections: BTreeSet::new(),
             turn: 0,
-            next_consumer: 0,
+            watch: Watch::default(),
         }
     }
 
@@ -115,7 +110,7 @@ impl Subscription {
     }
 
     pub(super) fn wake_all(&mut self) {
-        for consumer in &self.consumers {
+        for consumer in self.consumers.values() {
             consumer.bell.notify_one();
         }
     }
@@ -124,14 +119,11 @@ impl Subscription {
     /// what goes to a dead-letter topic.
     pub(super) fn advance(&mut self, now: Instant) -> Vec<(String, Message)> {
         let mut moved = Vec::new();
-        while let Some(&(due, token)) = self.expiries.front()
+        while let Some((due, token)) = self.next_expiry()
             && due <= now
         {
             self.expiries.pop_front();
-            // A touched lease has a later entry; a settled one has none.
-            if self.leases.get(token).is_some_and(|lease| lease.expires <= now)
-                && let Some(lease) = self.take(token)
-            {
+            if let Some(lease) = self.take(token) {
                 moved.extend(self.give_back(lease.queued, None));
             }
         }
@@ -142,30 +134,50 @@ impl Subscription {
             self.returned.insert(queued.position, queued);
         }
         self.assign(now);
+        let due = self.next_due();
+        self.watch.tend(due, now);
         moved
     }
 
+    /// The lease that passes next. What is stale goes: a settled lease has no entry, and a touched
+    /// one a later one.
+    fn next_expiry(&mut self) -> Option<(Instant, u64)> {
+        while let Some(&(due, token)) = self.expiries.front() {
+            if self.leases.get(token).is_some_and(|lease| lease.expires == due) {
+                return Some((due, token));
+            }
+            self.expiries.pop_front();
+        }
+        None
+    }
+
     /// When something is due next.
-    pub(super) fn next_due(&self) -> Option<Instant> {
-        let expiry = self.expiries.front().map(|(due, _)| *due);
+    fn next_due(&mut self) -> Option<Instant> {
+        let expiry = self.next_expiry().map(|(due, _)| due);
         let delayed = self.delayed.first_key_value().map(|((due, _), _)| *due);
         expiry.into_iter().chain(delayed).min()
+    }
+
+    /// A consumer begins or goes on to wait. The answer is when it has to look again, if it has to.
+    pub(super) fn wait(&mut self, consumer: u64, now: Instant) -> Option<Instant> {
+        // No lease that is made later passes before that: leases need not wake the timekeeper.
+        let new_lease = now + self.spec.ack_timeout;
+        let due = self.next_due().map_or(new_lease, |due| due.min(new_lease));
+        self.watch.wait(consumer, &self.consumers.get(&consumer)?.bell, due)
+    }
+
+    /// A consumer stops waiting, if it did.
+    pub(super) fn leave(&mut self, consumer: u64, now: Instant) {
+        self.watch.leave(consumer, now);
     }
 
     /// Leases what waits to the consumers in turn.
     fn assign(&mut self, now: Instant) {
         let expires = now + self.spec.ack_timeout;
         while !(self.fresh.is_empty() && self.returned.is_empty()) {
-            let count = self.consumers.len();
-            let has_room = |&i: &usize| {
-                let consumer = &self.consumers[i];
-                consumer.buffer.len() < consumer.prefetch
-            };
-            let Some(mut chosen) = (0..count).map(|i| (self.turn + i) % count).find(has_room)
-            else {
-                return;
-            };
-            self.turn = (chosen + 1) % count;
+            let next = self.roomy.range(self.turn..).next().or(self.roomy.first());
+            let Some(mut chosen) = next.copied() else { return };
+            self.turn = chosen + 1;
             if self.spec.ordered_by_key {
                 // What is next may belong to another consumer, or have to wait for it.
                 let Some((queued, owner)) = self.next_by_key() else { return };
@@ -185,23 +197,25 @@ impl Subscription {
         }
     }
 
-    /// Locks a message for the consumer at this place.
-    fn lease(&mut self, queued: Queued, chosen: usize, expires: Instant) {
-        let consumer = &mut self.consumers[chosen];
-        let lease = Lease { queued, consumer: consumer.number, expires, handed: false };
-        let token = self.leases.insert(lease);
+    /// Locks a message for a consumer that has room.
+    fn lease(&mut self, queued: Queued, chosen: u64, expires: Instant) {
+        let token = self.leases.insert(Lease { queued, consumer: chosen, expires, handed: false });
         self.expiries.push_back((expires, token));
+        // Who has room is there; a lease of nobody would pass and return.
+        let Some(consumer) = self.consumers.get_mut(&chosen) else { return };
         consumer.buffer.push_back(token);
+        if consumer.buffer.len() == consumer.prefetch {
+            self.roomy.remove(&chosen);
+        }
         if consumer.buffer.len() == 1 {
             consumer.bell.notify_one();
         }
     }
 
     /// Takes the oldest message whose key is nobody's, or the key of a consumer that has room,
-    /// with that consumer's place. What is behind another of its key waits for that.
-    fn next_by_key(&mut self) -> Option<(Queued, Option<usize>)> {
+    /// with that consumer's number. What is behind another of its key waits for that.
+    fn next_by_key(&mut self) -> Option<(Queued, Option<u64>)> {
         let mut owners = self.leases.owners();
-        let place = |number| self.consumers.iter().position(|c| c.number == number);
         let mut waiting: Vec<_> = self.returned.values().chain(&self.fresh).collect();
         waiting.sort_by_key(|queued| queued.position);
         // A message that comes later, by a delay, is before its key's others all the same.
@@ -213,9 +227,7 @@ impl Subscription {
             let Some(owner) = owners.get(&key).filter(|_| key.is_some()) else {
                 return Some((queued.position, None));
             };
-            let owner = place(*owner)?;
-            let has_room = self.consumers[owner].buffer.len() < self.consumers[owner].prefetch;
-            has_room.then_some((queued.position, Some(owner)))
+            self.roomy.contains(owner).then_some((queued.position, Some(*owner)))
         })?;
         let queued = self.returned.remove(&position).or_else(|| {
             let index = self.fresh.iter().position(|queued| queued.position == position)?;
@@ -224,42 +236,42 @@ impl Subscription {
         queued.map(|queued| (queued, owner))
     }
 
-    /// Adds a consumer and returns its number.
-    pub(super) fn attach(&mut self, connection: u64, prefetch: usize, bell: Bell) -> u64 {
-        self.next_consumer += 1;
-        let buffer = VecDeque::new();
-        let number = self.next_consumer;
-        self.consumers.push(Leasee { number, connection, prefetch, buffer, bell });
-        number
+    /// Adds a consumer under a number that no other had, higher than the others'.
+    pub(super) fn attach(&mut self, number: u64, connection: u64, prefetch: usize, bell: Bell) {
+        let (buffer, handed) = (VecDeque::new(), BTreeSet::new());
+        self.consumers.insert(number, Leasee { connection, prefetch, buffer, handed, bell });
+        self.roomy.insert(number);
+        self.connections.insert((connection, number));
     }
 
     pub(super) fn is_attached(&self, consumer: u64) -> bool {
-        self.consumers.iter().any(|c| c.number == consumer)
+        self.consumers.contains_key(&consumer)
     }
 
     /// Removes a consumer; what it holds returns.
     pub(super) fn detach(&mut self, consumer: u64, now: Instant) -> Vec<(String, Message)> {
-        self.consumers.retain(|c| c.number != consumer);
-        self.turn = 0;
-        let mut moved = Vec::new();
-        for token in self.leases.of(consumer) {
-            if let Some(lease) = self.leases.remove(token) {
-                moved.extend(self.give_back(lease.queued, None));
-            }
-        }
+        let mut moved = self.remove(consumer, now);
         moved.extend(self.advance(now));
         moved
     }
 
     /// Removes the consumers of a connection.
     pub(super) fn disconnect(&mut self, connection: u64, now: Instant) -> Vec<(String, Message)> {
-        let gone: Vec<_> = self
-            .consumers
-            .iter()
-            .filter(|c| c.connection == connection)
-            .map(|c| c.number)
-            .collect();
-        gone.into_iter().flat_map(|consumer| self.detach(consumer, now)).collect()
+        let all = (connection, 0)..=(connection, u64::MAX);
+        let gone: Vec<_> = self.connections.range(all).map(|(_, number)| *number).collect();
+        let mut moved: Vec<_> = gone.into_iter().flat_map(|c| self.remove(c, now)).collect();
+        moved.extend(self.advance(now));
+        moved
+    }
+
+    fn remove(&mut self, number: u64, now: Instant) -> Vec<(String, Message)> {
+        let Some(consumer) = self.consumers.remove(&number) else { return Vec::new() };
+        self.roomy.remove(&number);
+        self.connections.remove(&(consumer.connection, number));
+        self.watch.leave(number, now);
+        let tokens = consumer.handed.into_iter().chain(consumer.buffer);
+        let leases: Vec<_> = tokens.filter_map(|token| self.leases.remove(token)).collect();
+        leases.into_iter().filter_map(|lease| self.give_back(lease.queued, None)).collect()
     }
 
     /// Hands out what is leased to a consumer. The settler is added by the caller.
@@ -272,15 +284,14 @@ impl Subscription {
     ) -> Vec<Delivery> {
         let mut deliveries = Vec::new();
         while deliveries.len() < max {
-            let Some(place) = self.consumers.iter_mut().find(|c| c.number == consumer) else {
-                break;
-            };
-            let room = (max - deliveries.len()).min(place.buffer.len());
-            if room == 0 {
+            let Some(leasee) = self.consumers.get_mut(&consumer) else { break };
+            let count = (max - deliveries.len()).min(leasee.buffer.len());
+            if count == 0 {
                 break;
             }
-            for token in place.buffer.drain(..room) {
+            for token in leasee.buffer.drain(..count) {
                 let Some(lease) = self.leases.get_mut(token) else { continue };
+                leasee.handed.insert(token);
                 lease.handed = true;
                 lease.queued.attempts += 1;
                 deliveries.push(Delivery {
@@ -292,6 +303,7 @@ impl Subscription {
                 });
             }
             // There is room in the buffer again.
+            self.roomy.insert(consumer);
             self.assign(now);
         }
         deliveries
@@ -314,7 +326,7 @@ impl Subscription {
                 (Ok(Settled::Confirmed), None)
             }
             Settlement::Ack | Settlement::Nack { .. } | Settlement::Reject => {
-                let Some(lease) = self.leases.remove(token) else { return (Err(lost()), None) };
+                let Some(lease) = self.take(token) else { return (Err(lost()), None) };
                 let moved = match how {
                     Settlement::Nack { delay } => {
                         let due = delay.filter(|d| *d > Duration::ZERO).map(|d| now + d);
@@ -328,13 +340,18 @@ impl Subscription {
         }
     }
 
-    /// Ends a lease that passed; it may still wait in a buffer.
+    /// Ends a lease; it may still wait in a buffer.
     fn take(&mut self, token: u64) -> Option<Lease> {
         let lease = self.leases.remove(token)?;
-        if !lease.handed
-            && let Some(consumer) = self.consumers.iter_mut().find(|c| c.number == lease.consumer)
-        {
-            consumer.buffer.retain(|&t| t != token);
+        if let Some(consumer) = self.consumers.get_mut(&lease.consumer) {
+            consumer.handed.remove(&token);
+            // Those that pass are the oldest, at the front.
+            if !lease.handed
+                && let Some(index) = consumer.buffer.iter().position(|&t| t == token)
+            {
+                consumer.buffer.remove(index);
+                self.roomy.insert(lease.consumer);
+            }
         }
         Some(lease)
     }
@@ -354,57 +371,5 @@ impl Subscription {
     /// Moves a message away; without a dead-letter topic it is deleted.
     fn dead_letter(&self, queued: Queued) -> Option<(String, Message)> {
         self.spec.dead_letter.as_ref().map(|d| (d.topic.clone(), queued.message))
-    }
-}
-
-impl Leases {
-    fn len(&self) -> usize {
-        self.places.len() - self.free.len()
-    }
-
-    fn insert(&mut self, lease: Lease) -> u64 {
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.places.push((0, None));
-            (self.places.len() - 1) as u32
-        });
-        let place = &mut self.places[index as usize];
-        place.0 = place.0.wrapping_add(1);
-        place.1 = Some(lease);
-        u64::from(place.0) << 32 | u64::from(index)
-    }
-
-    fn place(&mut self, token: u64) -> Option<&mut Option<Lease>> {
-        let (used, index) = ((token >> 32) as u32, token as u32);
-        self.places.get_mut(index as usize).filter(|p| p.0 == used).map(|p| &mut p.1)
-    }
-
-    fn get(&self, token: u64) -> Option<&Lease> {
-        let (used, index) = ((token >> 32) as u32, token as u32);
-        self.places.get(index as usize).filter(|p| p.0 == used).and_then(|p| p.1.as_ref())
-    }
-
-    fn get_mut(&mut self, token: u64) -> Option<&mut Lease> {
-        self.place(token)?.as_mut()
-    }
-
-    fn remove(&mut self, token: u64) -> Option<Lease> {
-        let lease = self.place(token)?.take()?;
-        self.free.push(token as u32);
-        Some(lease)
-    }
-
-    /// Whose each key is: the consumer's that holds a message of it.
-    fn owners(&self) -> std::collections::HashMap<Option<&str>, u64> {
-        let leases = self.places.iter().filter_map(|(_, lease)| lease.as_ref());
-        leases.map(|lease| (lease.queued.message.key.as_deref(), lease.consumer)).collect()
-    }
-
-    /// The tokens of a consumer's leases.
-    fn of(&self, consumer: u64) -> Vec<u64> {
-        let places = self.places.iter().zip(0_u64..);
-        let held = places.filter(|((_, lease), _)| {
-            lease.as_ref().is_some_and(|lease| lease.consumer == consumer)
-        });
-        held.map(|((used, _), index)| u64::from(*used) << 32 | index).collect()
     }
 }
