@@ -42,8 +42,7 @@ pub fn parse(text: &str, file: &dyn fmt::Display) -> Result<Scorecard, ConfigErr
 struct RawScorecard {
     schema: Schema,
     name: Words,
-    #[serde(default)]
-    about: String,
+    about: Option<Words>,
     requirements: Vec<Requirement>,
 }
 
@@ -110,6 +109,7 @@ fn scorecard(raw: RawScorecard) -> Result<Scorecard, String> {
         // Whatever it is, a target would meet all of them.
         return Err("requirements: none is a must; expected one or more".into());
     }
+    let about = about.map_or_else(String::new, |about| about.0);
     Ok(Scorecard { name: name.0, about, requirements })
 }
 
@@ -217,7 +217,7 @@ impl<'de, R: Deserialize<'de>, T> Visitor<'de> for Checked<R, T> {
     }
 }
 
-/// The same of a text.
+/// The same of a text; of any value, so that a number is not taken for one.
 struct Text<T>(fn(String) -> Result<T, String>);
 
 impl<T> Visitor<'_> for Text<T> {
@@ -249,7 +249,149 @@ checked! {
     Figure = deserialize_map(Checked(figure, PhantomData));
     Cost = deserialize_map(Checked(cost, PhantomData));
     Fact = deserialize_map(Checked(fact, PhantomData));
-    Schema = deserialize_str(Text(schema));
-    Words = deserialize_str(Text(words));
-    Id = deserialize_str(Text(id));
+    Schema = deserialize_any(Text(schema));
+    Words = deserialize_any(Text(words));
+    Id = deserialize_any(Text(id));
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const GOOD: &str = "\
+schema: queueproof/scorecard/1
+name: mine
+requirements:
+  - name: once
+    words: It is once.
+    level: must
+    property: dedup/across-publishers
+  - name: more
+    words: It is more.
+    level: should
+    any:
+      - properties: [work-queue/lock, work-queue/join]
+      - figure: {property: scheduling/lateness, name: agents, at_least: 20}
+      - cost: {name: resident_mb, at_most: 0.5}
+      - fact:
+          nats: {meets: true, words: MIT, source: 'https://example.org'}
+";
+
+    #[test]
+    fn every_kind_of_test_is_read() {
+        let scorecard = parse(GOOD, &"a.yaml").unwrap();
+        let [once, more] = scorecard.requirements.as_slice() else { unreachable!() };
+        assert_eq!(once.test, Test::Properties(vec!["dedup/across-publishers".into()]));
+        assert_eq!((once.level, more.level), (Level::Must, Level::Should));
+        let Test::Any(tests) = &more.test else { unreachable!() };
+        let fact = Fact { meets: true, words: "MIT".into(), source: "https://example.org".into() };
+        let expected = [
+            Test::Properties(vec!["work-queue/lock".into(), "work-queue/join".into()]),
+            Test::Figure {
+                property: "scheduling/lateness".into(),
+                name: "agents".into(),
+                bound: Bound::AtLeast(20.0),
+            },
+            Test::Cost { name: "resident_mb".into(), bound: Bound::AtMost(0.5) },
+            Test::Fact([("nats".to_string(), fact)].into()),
+        ];
+        assert_eq!(tests, &expected);
+    }
+
+    #[test]
+    fn a_mistake_is_told_with_its_place_and_what_was_expected() {
+        let cases = [
+            (
+                "card/1",
+                "card/2",
+                "a.yaml:1:9: schema: the schema is \"queueproof/scorecard/2\"; expected",
+            ),
+            ("name: mine", "name: ''", "a.yaml:2:7: name: the text is empty"),
+            (
+                "level: must",
+                "level: mst",
+                "a.yaml:6:12: requirements[0].level: unknown variant `mst`",
+            ),
+            ("    level: must\n", "", "a.yaml:4:5: requirements[0]: a requirement has no level"),
+            (
+                "    words: It is once.\n",
+                "",
+                "a.yaml:4:5: requirements[0]: a requirement has no words",
+            ),
+            (
+                "level: must",
+                "levl: must",
+                "a.yaml:6:5: requirements[0].levl: there is no such key; did you mean level?",
+            ),
+            (
+                "across-publishers",
+                "accross-publishers",
+                "a.yaml:7:15: requirements[0].property: there is no property \"dedup/accross-publishers\"; did you mean dedup/across-publishers?",
+            ),
+            (
+                "dedup/across-publishers",
+                "7",
+                "a.yaml:7:15: requirements[0].property: integer `7`, expected a text",
+            ),
+            (
+                "scheduling/lateness",
+                "scheduling/latenes",
+                "requirements[1].any[1].figure.property: there is no property \"scheduling/latenes\"; did you mean scheduling/lateness?",
+            ),
+            (
+                "    property: dedup/across-publishers\n",
+                "",
+                "expected exactly one of property, properties, figure, cost, any and fact; there are 0",
+            ),
+            (
+                "    property: dedup/across-publishers\n",
+                "    property: work-queue/lock\n    properties: [work-queue/join]\n",
+                "a.yaml:4:5: requirements[0]: expected exactly one of property",
+            ),
+            ("[work-queue/lock, work-queue/join]", "[]", "the list is empty; expected one or more"),
+            (
+                "at_least: 20",
+                "at_least: 20, at_most: 30",
+                "a.yaml:13:17: requirements[1].any[1].figure: expected either at_most or at_least",
+            ),
+            (", at_least: 20", "", "expected either at_most or at_least"),
+            ("at_least: 20", "at_least: .nan", "a bound is a finite number"),
+            ("at_most: 0.5", "at_most: .inf", "a bound is a finite number"),
+            (
+                "at_most: 0.5",
+                "at_most: little",
+                "any[2].cost.at_most: invalid type: string \"little\", expected",
+            ),
+            (
+                "https://example.org",
+                "example.org",
+                "source: \"example.org\" is no address; expected https://",
+            ),
+            ("meets: true, ", "", "missing field `meets`"),
+            (
+                "      - cost:",
+                "      - name: x\n        cost:",
+                "an alternative has a test and neither name nor words nor level",
+            ),
+            ("name: more", "name: once", "the name \"once\" is there twice"),
+            ("level: must", "level: should", "requirements: none is a must; expected one or more"),
+        ];
+        for (good, bad, expected) in cases {
+            assert!(GOOD.contains(good), "{good}");
+            let error = parse(&GOOD.replacen(good, bad, 1), &"a.yaml").unwrap_err().to_string();
+            assert!(error.contains(expected), "{good} → {bad}: {error}");
+            assert!(error.starts_with("a.yaml:"), "{error}");
+        }
+        for (text, expected) in [
+            ("", "missing field `schema`"),
+            ("7", "expected keys and values"),
+            ("schema: queueproof/scorecard/1\nname: x\nrequirements: []\n", "none is a must"),
+            ("schema: queueproof/scorecard/1\nname: x\n", "missing field `requirements`"),
+            ("a: &x 1\nb: *x\n", "anchors and aliases are not supported"),
+        ] {
+            let error = parse(text, &"a.yaml").unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
 }
