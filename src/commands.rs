@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     brokers::{self, BrokerError, ErrorClass, Places, StartSettings, Wanted, background},
-    cli::{Brokers, Clean, Cli, Command, Compare, Conform, Schedule, Target},
+    cli::{Brokers, Clean, Cli, Command, Compare, Conform, Schedule, Scorecard, Target},
     compare::{self, Change, FailOn},
     config::{BACKENDS, Color, Config, ConfigError, Format, Layers, Selection, VARIABLES},
     judge, names,
@@ -24,7 +24,7 @@ use crate::{
     progress::{Live, Progress},
     report::{self, Style, catalogue},
     results::Results,
-    runner, schedule,
+    runner, schedule, scorecard,
     target::{self, Reached, Unreached, Waiting},
 };
 
@@ -80,6 +80,7 @@ fn execute(cli: &Cli) -> Result<u8, Failure> {
         Command::Simulate(schedule) => self::schedule(cli, schedule, true),
         Command::Judge { dir, format } => judge_again(cli, dir, *format),
         Command::Compare(compare) => self::compare(cli, compare),
+        Command::Scorecard(scorecard) => self::scorecard(cli, scorecard),
         Command::List { what, format } => {
             let color = plain_layers()?.merge()?.color;
             print(&catalogue::list(*what, *format, style(cli.color.unwrap_or(color))))
@@ -219,6 +220,18 @@ fn compare(cli: &Cli, compare: &Compare) -> Result<u8, Failure> {
         }
         _ => Ok(0),
     }
+}
+
+fn scorecard(cli: &Cli, asked: &Scorecard) -> Result<u8, Failure> {
+    let config = plain_layers()?.merge()?;
+    let scorecard = scorecard::file::read(&asked.scorecard)?;
+    let inputs = compare::read::read(&asked.files).map_err(Failure::usage)?;
+    let targets: Vec<_> = inputs.into_iter().flat_map(|(_, results)| results.targets).collect();
+    let score = scorecard::evaluate(&scorecard, &targets);
+    let format = asked.format.unwrap_or(config.format);
+    let style = style(cli.color.unwrap_or(config.color));
+    print(&report::render_score(format, &score, style).map_err(Failure::environment)?)?;
+    Ok(score.exit_code())
 }
 
 /// Why a comparison failed, in words.

@@ -21,6 +21,7 @@ mod schedule;
 mod secrets;
 
 pub use layers::{ConfigError, FILE_VARIABLE, Layers, VARIABLES};
+pub(crate) use layers::{parse_as, text};
 pub use list::List;
 pub use nats::{Nats, NatsAuth, NatsServer, NatsTls, Storage};
 pub use nsq::{Nsq, NsqAuth, NsqServer};
