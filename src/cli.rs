@@ -206,6 +206,9 @@ pub struct Schedule {
     /// Keep the history in this folder
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Print what a scorecard says of it, beneath the table (in JSON: instead of the results)
+    #[arg(long, value_name = "FILE")]
+    pub scorecard: Option<PathBuf>,
     /// Make a mistake on purpose, to see it found (see list flaws)
     #[arg(long, value_name = "NAME", value_parser = flaw, hide_short_help = true)]
     pub flaw: Option<Flaw>,

@@ -170,6 +170,8 @@ fn conform(cli: &Cli, conform: &Conform) -> Result<u8, Failure> {
 /// Runs a workload of the scheduler, in real or in simulated time.
 fn schedule(cli: &Cli, schedule: &Schedule, simulate: bool) -> Result<u8, Failure> {
     let config = schedule.config()?;
+    // A mistake in it is told before anything runs.
+    let scorecard = schedule.scorecard.as_deref().map(scorecard::file::read).transpose()?;
     let plan = config.plan(Selection { flaw: schedule.flaw })?;
     let real = |target: &&TargetPlan| !matches!(target.backend, BackendPlan::Memory(_));
     if let Some(target) = plan.targets.iter().find(real).filter(|_| simulate) {
@@ -184,7 +186,14 @@ fn schedule(cli: &Cli, schedule: &Schedule, simulate: bool) -> Result<u8, Failur
     let results = schedule::run(&plan, &config.schedule, &cancel, &|shown| live.show(&shown));
     live.finish();
     let results = results.map_err(Failure::usage)?;
-    finish(&results, config.format, style(cli.color.unwrap_or(config.color)))
+    let style = style(cli.color.unwrap_or(config.color));
+    let Some(scorecard) = scorecard else { return finish(&results, config.format, style) };
+    if config.format == Format::Table {
+        finish(&results, config.format, style)?;
+    }
+    let score = scorecard::evaluate(&scorecard, &results.targets);
+    print(&report::render_score(config.format, &score, style).map_err(Failure::environment)?)?;
+    Ok(score.exit_code())
 }
 
 /// Prints results; their exit code.
