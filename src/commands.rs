@@ -154,7 +154,7 @@ fn on_signal(cancel: &CancellationToken, flag: &Arc<AtomicBool>) -> Result<(), F
 
 fn conform(cli: &Cli, conform: &Conform) -> Result<u8, Failure> {
     let config = conform.layers()?.merge()?;
-    let plan = config.plan(Selection { flaw: conform.flaw })?;
+    let plan = config.plan(Selection { flaw: conform.flaw, ..Selection::default() })?;
     let (cancel, interrupted) = (CancellationToken::new(), Arc::default());
     on_signal(&cancel, &interrupted)?;
     let progress = Progress::new(&plan, io::stderr().is_terminal());
@@ -172,7 +172,7 @@ fn schedule(cli: &Cli, schedule: &Schedule, simulate: bool) -> Result<u8, Failur
     let config = schedule.config()?;
     // A mistake in it is told before anything runs.
     let scorecard = schedule.scorecard.as_deref().map(scorecard::file::read).transpose()?;
-    let plan = config.plan(Selection { flaw: schedule.flaw })?;
+    let plan = config.plan(Selection { flaw: schedule.flaw, workload: true })?;
     let real = |target: &&TargetPlan| !matches!(target.backend, BackendPlan::Memory(_));
     if let Some(target) = plan.targets.iter().find(real).filter(|_| simulate) {
         return Err(Failure::usage(format!(
