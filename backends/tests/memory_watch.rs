@@ -193,15 +193,14 @@ fn a_timekeeper_that_is_not_polled_is_replaced_when_anything_is_done() {
             consumers.push(scene.consumer(None).await);
         }
         let mut publisher = scene.publisher().await;
-        let mut others = consumers.split_off(3);
-        // They wait, the first of them as the timekeeper, and are not polled any more.
-        let mut stuck: Vec<_> =
-            consumers.iter_mut().map(|c| Box::pin(one(&mut **c, HOUR))).collect();
-        for future in &mut stuck {
+        let mut others = consumers.split_off(1);
+        // They wait, the last of them as the timekeeper, and are not polled any more.
+        let mut stuck: Vec<_> = others.iter_mut().map(|c| Box::pin(one(&mut **c, HOUR))).collect();
+        for future in stuck.iter_mut().rev() {
             assert!(timeout(Duration::ZERO, future).await.is_err());
         }
         let waiter = tokio::task::spawn_local(async move {
-            one(&mut *others[0], HOUR).await.unwrap();
+            one(&mut *consumers[0], HOUR).await.unwrap();
             Instant::now()
         });
         tokio::task::yield_now().await;
@@ -264,6 +263,95 @@ fn a_timekeeper_whose_link_is_held_passes_the_watch_on() {
     });
 }
 
+#[test]
+fn the_watch_is_not_lost_when_its_heir_leaves_before_it_has_looked() {
+    run(async {
+        let scene = Scene::new().await;
+        let (mut waiting, mut heir) = (scene.consumer(None).await, scene.consumer(None).await);
+        let (mut keeper, mut publisher) = (scene.consumer(None).await, scene.publisher().await);
+        let mut keeper = Box::pin(one(&mut *keeper, HOUR));
+        assert!(timeout(Duration::ZERO, &mut keeper).await.is_err());
+        let mut heir = Box::pin(one(&mut *heir, HOUR));
+        assert!(timeout(Duration::ZERO, &mut heir).await.is_err());
+        publish(&mut *publisher, 0, Some(Duration::from_secs(60))).await;
+        let began = Instant::now();
+        let waiter = tokio::task::spawn_local(async move { one(&mut *waiting, HOUR).await });
+        sleep(Duration::from_secs(1)).await;
+        drop(keeper);
+        drop(heir);
+        assert!(waiter.await.unwrap().is_some());
+        assert_eq!(began.elapsed(), Duration::from_secs(60));
+    });
+}
+
+/// How a timekeeper ends its watch, never to come back to it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Departure {
+    Served,
+    TimeIsOver,
+    Cancelled,
+    Dropped,
+    Cut,
+    Closed,
+}
+
+#[test]
+fn when_a_timekeeper_departs_whoever_waits_takes_over() {
+    use Departure::*;
+    for departure in [Served, TimeIsOver, Cancelled, Dropped, Cut, Closed] {
+        run(async {
+            let scene = Scene::new().await;
+            let link = scene.connector.link().await.unwrap();
+            let connection = scene.connector.connect(Some(Arc::clone(&link))).await.unwrap();
+            let options = ConsumerOptions { prefetch: 1, confirm_acks: true };
+            let mut keeper = connection.consumer("t", "s", options).await.unwrap();
+            let mut other = scene.consumer(None).await;
+            let mut publisher = scene.publisher().await;
+            // The keeper has had its turn: what comes is for the other.
+            publish(&mut *publisher, 0, None).await;
+            one(&mut *keeper, HOUR).await.unwrap().ack().await.unwrap();
+            publish(&mut *publisher, 1, Some(Duration::from_secs(60))).await;
+            let began = Instant::now();
+            let kept = tokio::task::spawn_local(async move {
+                let half = Duration::from_secs(30);
+                match departure {
+                    TimeIsOver => assert!(one(&mut *keeper, half).await.is_none()),
+                    Served => assert!(one(&mut *keeper, HOUR).await.is_some()),
+                    // It waits for the link to heal.
+                    Cut => assert!(one(&mut *keeper, HOUR).await.is_none()),
+                    Closed => assert!(keeper.receive(1, HOUR).await.is_err()),
+                    Cancelled | Dropped => {
+                        assert!(timeout(half, one(&mut *keeper, HOUR)).await.is_err());
+                    }
+                }
+                (departure != Dropped).then_some(keeper)
+            });
+            tokio::task::yield_now().await;
+            let waiter = tokio::task::spawn_local(async move {
+                let served = departure == Served;
+                for _ in 0..1 + usize::from(served) {
+                    one(&mut *other, HOUR).await.unwrap().ack().await.unwrap();
+                }
+                Instant::now()
+            });
+            tokio::task::yield_now().await;
+            sleep(Duration::from_secs(30)).await;
+            match departure {
+                Served => {
+                    publish(&mut *publisher, 2, None).await;
+                    publish(&mut *publisher, 3, None).await;
+                }
+                Cut => link.cut(),
+                Closed => connection.close().await,
+                TimeIsOver | Cancelled | Dropped => {}
+            }
+            assert_eq!(waiter.await.unwrap() - began, Duration::from_secs(60), "{departure:?}");
+            // Idle, and attached unless it was dropped or cut off.
+            let _keeper = kept.await.unwrap();
+        });
+    }
+}
+
 /// What a consumer does, in milliseconds.
 #[derive(Debug, Clone, Copy)]
 enum Act {
@@ -289,8 +377,9 @@ enum Fate {
 
 #[derive(Debug, Clone)]
 struct Play {
-    /// For each consumer what it does, again and again.
-    acts: Vec<Vec<Act>>,
+    /// For each consumer what it does, again and again, and how long it is idle after each,
+    /// milliseconds. The first never is.
+    acts: Vec<Vec<(Act, u64)>>,
     /// What becomes of the first deliveries; the others are acknowledged.
     fates: Vec<Fate>,
     /// The pause before each publish and its delay, milliseconds.
@@ -312,9 +401,10 @@ fn play() -> impl Strategy<Value = Play> {
         2 => Just(Fate::Keep),
         2 => Just(Fate::Crash),
     ];
+    let pause = prop_oneof![Just(0), 1_u64..40_000];
     let publish = (0_u64..10_000, prop_oneof![Just(0), 1_u64..40_000]);
-    let cut = (1_u64..20_000, 1_u64..3000);
-    (vec(vec(act, 1..6), 1..6), vec(fate, 0..40), vec(publish, 1..20), vec(cut, 0..10))
+    let cut = (1_u64..20_000, prop_oneof![Just(0), 1_u64..3000]);
+    (vec(vec((act, pause), 1..6), 1..6), vec(fate, 0..40), vec(publish, 1..20), vec(cut, 0..10))
         .prop_map(|(acts, fates, publishes, cuts)| Play { acts, fates, publishes, cuts })
 }
 
@@ -322,6 +412,8 @@ fn play() -> impl Strategy<Value = Play> {
 #[derive(Default)]
 struct Known {
     due: BTreeMap<usize, Due>,
+    /// When somebody left: what was locked for it, unseen, became free.
+    departures: Vec<Instant>,
     fates: std::vec::IntoIter<Fate>,
 }
 
@@ -332,17 +424,29 @@ struct Due {
 }
 
 impl Known {
-    /// A delivery was made: it must have been due just now. What is to become of it?
-    fn deliver(&mut self, delivery: &Delivery, by: usize) -> Fate {
+    /// A delivery was made to one that has waited since: it must have become free just now. What
+    /// is to become of it?
+    fn deliver(&mut self, delivery: &Delivery, by: usize, since: Instant) -> Fate {
         let now = Instant::now();
         let number = std::str::from_utf8(&delivery.message.payload).unwrap().parse().unwrap();
         let due = self.due.remove(&number).unwrap();
-        // The clock's timers have a resolution of a millisecond.
-        let late = now.checked_duration_since(due.at);
-        assert!(late.is_some_and(|late| late <= Duration::from_millis(1)), "{number}: {late:?}");
+        assert!(due.at <= now);
+        let waited = since < now;
+        let became_free = [due.at].into_iter().chain(self.departures.iter().copied());
+        let on_time = became_free.filter(|free| (due.at..=now).contains(free)).any(|free| {
+            let late = (now - free).as_millis();
+            // It may have been locked, unseen, for one that was idle. Each step takes up to a
+            // millisecond, which is the timers' resolution.
+            let locks = late / ACK_TIMEOUT.as_millis();
+            late % ACK_TIMEOUT.as_millis() <= 1 + locks
+        });
+        // Who was idle gets what was locked for it when it asks.
+        assert!(!waited || on_time, "{number}: {:?} late", now - due.at);
         let fate = self.fates.next().unwrap_or(Fate::Ack);
         let again = match fate {
             Fate::Ack => return fate,
+            // Since when it was locked is not known.
+            Fate::Keep if !waited => return Fate::Ack,
             Fate::Nack(delay) => Due { at: now + Duration::from_millis(delay), kept_by: None },
             Fate::Keep => Due { at: now + ACK_TIMEOUT, kept_by: Some(by) },
             Fate::Crash => Due { at: now, kept_by: None },
@@ -353,6 +457,7 @@ impl Known {
 
     /// What somebody keeps returns now.
     fn gone(&mut self, by: impl Fn(usize) -> bool) {
+        self.departures.push(Instant::now());
         for due in self.due.values_mut().filter(|due| due.kept_by.is_some_and(&by)) {
             *due = Due { at: due.at.min(Instant::now()), kept_by: None };
         }
@@ -364,17 +469,24 @@ fn is_linked(who: usize) -> bool {
     who % 2 == 1
 }
 
-/// A consumer that is always in a receive, or about to begin one.
 async fn consume(
     who: usize,
-    acts: Vec<Act>,
+    acts: Vec<(Act, u64)>,
     scene: Rc<Scene>,
     link: Arc<dyn Link>,
     known: Rc<RefCell<Known>>,
 ) {
     let link = is_linked(who).then_some(&link);
     let mut consumer = scene.consumer(link).await;
-    for act in acts.into_iter().cycle() {
+    for (mut act, mut pause) in acts.into_iter().cycle() {
+        // Somebody is always there.
+        if who == 0 {
+            pause = 0;
+            if let Act::Vanish(millis) = act {
+                act = Act::Cancel(millis);
+            }
+        }
+        let began = Instant::now();
         let (linger, limit) = match act {
             Act::Linger(millis) => (Duration::from_millis(millis), HOUR),
             Act::Cancel(millis) | Act::Vanish(millis) => (HOUR, Duration::from_millis(millis)),
@@ -389,7 +501,7 @@ async fn consume(
             Ok(Ok(mut deliveries)) => match deliveries.pop() {
                 None => false,
                 Some(delivery) => {
-                    let fate = known.borrow_mut().deliver(&delivery, who);
+                    let fate = known.borrow_mut().deliver(&delivery, who, began);
                     match fate {
                         Fate::Ack => drop(delivery.ack().await.unwrap()),
                         Fate::Nack(delay) => {
@@ -405,12 +517,15 @@ async fn consume(
         if crashed {
             known.borrow_mut().gone(|by| by == who);
             drop(consumer);
+            sleep(Duration::from_millis(pause)).await;
             consumer = loop {
                 match scene.connect(link).await {
                     Some(consumer) => break consumer,
                     None => sleep(Duration::from_millis(100)).await,
                 }
             };
+        } else {
+            sleep(Duration::from_millis(pause)).await;
         }
     }
 }
@@ -431,7 +546,9 @@ async fn perform(play: Play) {
             sleep(Duration::from_millis(pause)).await;
             known.borrow_mut().gone(is_linked);
             link.cut();
-            sleep(Duration::from_millis(down)).await;
+            if down > 0 {
+                sleep(Duration::from_millis(down)).await;
+            }
             link.heal();
         }
     };
@@ -446,8 +563,8 @@ async fn perform(play: Play) {
         }
     };
     tokio::join!(cutting, publishing);
-    // The longest way: all is kept, one after the other.
-    sleep(50 * ACK_TIMEOUT).await;
+    // The longest way: all is kept, one after the other, each after a lock that nobody saw.
+    sleep(100 * ACK_TIMEOUT).await;
     // The consumers go on for ever, unless something was not as it must be.
     if let Some(failed) = tasks.try_join_next() {
         failed.unwrap();
