@@ -101,6 +101,7 @@ impl Agent {
 
     async fn hang(&mut self, until: Instant) {
         tokio::select! {
+            biased;
             () = tokio::time::sleep_until(until) => {}
             _ = self.orders.wait_for(|order| *order == Order::Leave) => {}
         }

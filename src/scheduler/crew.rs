@@ -45,7 +45,7 @@ pub(super) struct Member {
 
 /// Somebody who works, and how to tell them something.
 pub(super) struct Employed<O> {
-    pub(super) orders: watch::Sender<O>,
+    pub(super) orders: Vec<watch::Sender<O>>,
     pub(super) tasks: Vec<JoinHandle<()>>,
     /// A connection of their own.
     pub(super) backend: Option<Arc<dyn QueueBackend>>,
@@ -108,21 +108,25 @@ impl Crew {
                 consumers.push(self.consumer(backend, id, queue, group.concurrency).await?);
             }
         }
-        let (orders, receiver) = watch::channel(Order::Work);
         let holds = Arc::new(AtomicU32::new(0));
         let joined = Event::Agent { agent: id, is: AgentState::Joined };
         self.world.recorder.record(invoked, joined);
+        let mut orders = Vec::new();
         let tasks = (0..).zip(consumers).map(|(nth, consumer)| {
+            // One each: a `watch` wakes several in no certain order.
+            let (order, receiver) = watch::channel(Order::Work);
+            orders.push(order);
             let job = Arc::new(Job {
                 world: Arc::clone(&self.world),
                 agent: id,
                 group: group.clone(),
                 holds: Arc::clone(&holds),
             });
-            let agent = Agent { job, consumer, orders: receiver.clone(), first: nth == 0 };
+            let agent = Agent { job, consumer, orders: receiver, first: nth == 0 };
             tokio::spawn(agent.run())
         });
-        let employed = Employed { orders, tasks: tasks.collect(), backend: own, link };
+        let tasks = tasks.collect();
+        let employed = Employed { orders, tasks, backend: own, link };
         Ok((id, Member { employed, holds, cuts: 0 }))
     }
 
@@ -201,7 +205,7 @@ impl Crew {
             let (world, agent) = (Arc::clone(&self.world), *agent);
             let invoked = world.recorder.now();
             self.background.push(tokio::spawn(async move {
-                member.employed.orders.send_replace(Order::Leave);
+                member.employed.tell(Order::Leave);
                 member.employed.ended().await;
                 let event = Event::Agent { agent, is: AgentState::Left };
                 world.recorder.record(invoked, event);
@@ -229,7 +233,7 @@ impl Crew {
     /// An agent hangs until then.
     pub(super) fn stall(&mut self, agent: u32, until: Instant) {
         if let Some(member) = self.agents.get(&agent) {
-            member.employed.orders.send_replace(Order::HangUntil(until));
+            member.employed.tell(Order::HangUntil(until));
             self.record(agent, AgentState::Stalled);
         }
     }
@@ -301,7 +305,14 @@ async fn farewell(world: &World, backend: &Arc<dyn QueueBackend>, cuts: u64) {
     backend.close().await;
 }
 
-impl<O> Employed<O> {
+impl<O: Copy> Employed<O> {
+    /// Tells them something.
+    pub(super) fn tell(&self, order: O) {
+        for orders in &self.orders {
+            orders.send_replace(order);
+        }
+    }
+
     /// Waits until they have ended by themselves.
     pub(super) async fn ended(&mut self) {
         for task in self.tasks.drain(..) {

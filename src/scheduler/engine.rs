@@ -75,6 +75,7 @@ pub async fn run(setup: Setup) -> Result<(), Halt> {
         broker,
     };
     let ended = tokio::select! {
+        biased;
         ended = engine.play() => ended,
         () = cancel.cancelled() => Err(Halt::Broken("the run was interrupted".into())),
     };
@@ -180,7 +181,7 @@ impl Engine {
             Action::PauseSchedulers(count, span) => {
                 for scheduler in self.ahead(count) {
                     if let Some(employed) = self.schedulers.get(&scheduler) {
-                        employed.orders.send_replace(replica::Order::PauseUntil(now + span));
+                        employed.tell(replica::Order::PauseUntil(now + span));
                     }
                 }
             }
@@ -296,7 +297,8 @@ impl Engine {
         let replica =
             Replica::new(Arc::clone(&self.world), id, Arc::clone(&backend), receiver, first);
         let task = tokio::spawn(replica.run());
-        let employed = Employed { orders, tasks: vec![task], backend: Some(backend), link };
+        let employed =
+            Employed { orders: vec![orders], tasks: vec![task], backend: Some(backend), link };
         self.schedulers.insert(id, employed);
         Ok(())
     }
@@ -312,7 +314,7 @@ impl Engine {
 
     async fn stop_scheduler(&mut self, id: u16) {
         let Some(mut employed) = self.schedulers.remove(&id) else { return };
-        employed.orders.send_replace(replica::Order::Stop);
+        employed.tell(replica::Order::Stop);
         employed.ended().await;
         if let Some(backend) = &employed.backend {
             backend.close().await;
@@ -337,7 +339,7 @@ impl Engine {
     async fn end_schedulers(&mut self) {
         let ids: Vec<_> = self.schedulers.keys().copied().collect();
         for employed in self.schedulers.values() {
-            employed.orders.send_replace(replica::Order::Stop);
+            employed.tell(replica::Order::Stop);
         }
         for id in ids {
             self.stop_scheduler(id).await;

@@ -173,6 +173,7 @@ impl Replica {
             let publisher = loop {
                 let open = Self::open(&self.world, &self.backend, strategy, queue);
                 let opened = tokio::select! {
+                    biased;
                     opened = open => opened,
                     () = told_to_stop(&mut self.orders) => return None,
                 };
@@ -184,6 +185,7 @@ impl Replica {
                     Err(_) => {}
                 }
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(RETRY) => {}
                     () = told_to_stop(&mut self.orders) => return None,
                 }
@@ -277,6 +279,7 @@ impl Replica {
     async fn pause(&mut self, until: Instant) {
         self.state(SchedulerState::Paused);
         tokio::select! {
+            biased;
             () = tokio::time::sleep_until(until) => {}
             () = told_to_stop(&mut self.orders) => return,
         }

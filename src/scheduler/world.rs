@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -10,7 +10,7 @@ use std::{
 
 use queueproof_backends::Capabilities;
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Notify, Semaphore},
     time::Instant,
 };
 
@@ -29,8 +29,10 @@ pub(super) struct World {
     pub(super) seed: u64,
     pub(super) flaw: Option<Flaw>,
     pub(super) prefix: String,
-    /// When the epoch is, once it is known.
-    epoch: watch::Sender<Option<Instant>>,
+    /// When the epoch is, once it is known; who waits for it is woken in the order of coming, which
+    /// a `watch` does not promise.
+    epoch: OnceLock<Instant>,
+    begins: Notify,
     /// A permit for each scheduler that is ready to publish.
     pub(super) ready: Semaphore,
     /// A permit for each scheduler that has published all there was.
@@ -89,7 +91,8 @@ impl World {
             seed,
             flaw,
             prefix,
-            epoch: watch::Sender::new(None),
+            epoch: OnceLock::new(),
+            begins: Notify::new(),
             ready: Semaphore::new(0),
             done: Semaphore::new(0),
             leader: Mutex::default(),
@@ -118,30 +121,32 @@ impl World {
     pub(super) fn begin(&self) {
         let now = self.recorder.now();
         self.recorder.record_at((now, now), Event::Begin);
-        self.epoch.send_replace(Some(self.recorder.instant(now)));
+        // There is one beginning.
+        let _ = self.epoch.set(self.recorder.instant(now));
+        self.begins.notify_waiters();
     }
 
-    /// Waits for the epoch; whether that was waiting at all.
+    /// Waits for the epoch.
     pub(super) async fn begun(&self) {
-        // Its sender lives as long as this.
-        let _ = self.epoch.subscribe().wait_for(Option::is_some).await;
+        let begins = self.begins.notified();
+        if !self.has_begun() {
+            begins.await;
+        }
     }
 
     pub(super) fn has_begun(&self) -> bool {
-        self.epoch.borrow().is_some()
+        self.epoch.get().is_some()
     }
 
     /// The true time, nanoseconds since the epoch; 0 before it.
     pub(super) fn since_epoch(&self) -> u64 {
-        let epoch = *self.epoch.borrow();
-        epoch.map_or(0, |epoch| nanos(Instant::now().saturating_duration_since(epoch)))
+        self.epoch.get().map_or(0, |epoch| nanos(Instant::now().saturating_duration_since(*epoch)))
     }
 
     /// The instant of a true time since the epoch; a day from now before that is known.
     pub(super) fn instant(&self, time: u64) -> Instant {
-        let epoch = *self.epoch.borrow();
-        match epoch {
-            Some(epoch) => epoch + Duration::from_nanos(time),
+        match self.epoch.get() {
+            Some(epoch) => *epoch + Duration::from_nanos(time),
             None => Instant::now() + Duration::from_secs(86_400),
         }
     }
