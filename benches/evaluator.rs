@@ -39,7 +39,7 @@ async fn stage() -> Stage {
         flaw: None,
     };
     let ledger = Ledger::new(header, None).unwrap();
-    Stage::new(connector, Suite::quick(), capabilities, ledger, 1, "qp-bench".into())
+    Stage::new(connector, Suite::quick(), capabilities, ledger, 1, "qp-bench".into(), None)
 }
 
 async fn receive(stage: &Stage, consumer: &mut Consumer<'_>, count: usize) {

@@ -78,6 +78,18 @@ TIME join|leave|crash N agents, TIME cut|stall N agents for DURATION, TIME resta
 Exit codes: 0 compared, 1 --fail-on found what it looks for, 2 a file cannot be read, or with
 --fail-on nothing in one file has its like in another.")]
     Compare(Compare),
+    /// Say whether saved results meet the requirements of a workload, and on what evidence
+    #[command(after_help = "Examples:
+  queueproof conform --backend all --format json > conform.json
+  queueproof schedule --backend all --format json > schedule.json
+  queueproof scorecard configs/sensu.yaml conform.json schedule.json
+  queueproof conform --format json | queueproof scorecard configs/sensu.yaml -
+
+configs/sensu.yaml is one to start from: any workload can have its own.
+
+Exit codes: 0 a target meets all musts, 1 every target fails one, 2 a file cannot be read, 4 not
+decided.")]
+    Scorecard(Scorecard),
     /// List what there is
     List {
         /// Which list
@@ -194,6 +206,9 @@ pub struct Schedule {
     /// Keep the history in this folder
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Print what a scorecard says of it, beneath the table (in JSON: instead of the results)
+    #[arg(long, value_name = "FILE")]
+    pub scorecard: Option<PathBuf>,
     /// Make a mistake on purpose, to see it found (see list flaws)
     #[arg(long, value_name = "NAME", value_parser = flaw, hide_short_help = true)]
     pub flaw: Option<Flaw>,
@@ -212,6 +227,21 @@ pub struct Compare {
     #[arg(long, value_name = "WHAT")]
     pub fail_on: Option<FailOn>,
     /// How to print the comparison [default: table]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<Format>,
+}
+
+/// Evaluating.
+#[derive(Debug, Args)]
+pub struct Scorecard {
+    /// The requirements (YAML)
+    #[arg(value_name = "SCORECARD")]
+    pub scorecard: PathBuf,
+    /// Results that conform, schedule or judge printed as JSON; of a property that several have,
+    /// the last counts; - is standard input
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// How to print the answers [default: table]
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<Format>,
 }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     brokers::{self, BrokerError, ErrorClass, Places, StartSettings, Wanted, background},
-    cli::{Brokers, Clean, Cli, Command, Compare, Conform, Schedule, Target},
+    cli::{Brokers, Clean, Cli, Command, Compare, Conform, Schedule, Scorecard, Target},
     compare::{self, Change, FailOn},
     config::{BACKENDS, Color, Config, ConfigError, Format, Layers, Selection, VARIABLES},
     judge, names,
@@ -24,7 +24,7 @@ use crate::{
     progress::{Live, Progress},
     report::{self, Style, catalogue},
     results::Results,
-    runner, schedule,
+    runner, schedule, scorecard,
     target::{self, Reached, Unreached, Waiting},
 };
 
@@ -80,6 +80,7 @@ fn execute(cli: &Cli) -> Result<u8, Failure> {
         Command::Simulate(schedule) => self::schedule(cli, schedule, true),
         Command::Judge { dir, format } => judge_again(cli, dir, *format),
         Command::Compare(compare) => self::compare(cli, compare),
+        Command::Scorecard(scorecard) => self::scorecard(cli, scorecard),
         Command::List { what, format } => {
             let color = plain_layers()?.merge()?.color;
             print(&catalogue::list(*what, *format, style(cli.color.unwrap_or(color))))
@@ -153,7 +154,7 @@ fn on_signal(cancel: &CancellationToken, flag: &Arc<AtomicBool>) -> Result<(), F
 
 fn conform(cli: &Cli, conform: &Conform) -> Result<u8, Failure> {
     let config = conform.layers()?.merge()?;
-    let plan = config.plan(Selection { flaw: conform.flaw })?;
+    let plan = config.plan(Selection { flaw: conform.flaw, ..Selection::default() })?;
     let (cancel, interrupted) = (CancellationToken::new(), Arc::default());
     on_signal(&cancel, &interrupted)?;
     let progress = Progress::new(&plan, io::stderr().is_terminal());
@@ -169,7 +170,9 @@ fn conform(cli: &Cli, conform: &Conform) -> Result<u8, Failure> {
 /// Runs a workload of the scheduler, in real or in simulated time.
 fn schedule(cli: &Cli, schedule: &Schedule, simulate: bool) -> Result<u8, Failure> {
     let config = schedule.config()?;
-    let plan = config.plan(Selection { flaw: schedule.flaw })?;
+    // A mistake in it is told before anything runs.
+    let scorecard = schedule.scorecard.as_deref().map(scorecard::file::read).transpose()?;
+    let plan = config.plan(Selection { flaw: schedule.flaw, workload: true })?;
     let real = |target: &&TargetPlan| !matches!(target.backend, BackendPlan::Memory(_));
     if let Some(target) = plan.targets.iter().find(real).filter(|_| simulate) {
         return Err(Failure::usage(format!(
@@ -183,7 +186,14 @@ fn schedule(cli: &Cli, schedule: &Schedule, simulate: bool) -> Result<u8, Failur
     let results = schedule::run(&plan, &config.schedule, &cancel, &|shown| live.show(&shown));
     live.finish();
     let results = results.map_err(Failure::usage)?;
-    finish(&results, config.format, style(cli.color.unwrap_or(config.color)))
+    let style = style(cli.color.unwrap_or(config.color));
+    let Some(scorecard) = scorecard else { return finish(&results, config.format, style) };
+    if config.format == Format::Table {
+        finish(&results, config.format, style)?;
+    }
+    let score = scorecard::evaluate(&scorecard, &results.targets);
+    print(&report::render_score(config.format, &score, style).map_err(Failure::environment)?)?;
+    Ok(score.exit_code())
 }
 
 /// Prints results; their exit code.
@@ -219,6 +229,18 @@ fn compare(cli: &Cli, compare: &Compare) -> Result<u8, Failure> {
         }
         _ => Ok(0),
     }
+}
+
+fn scorecard(cli: &Cli, asked: &Scorecard) -> Result<u8, Failure> {
+    let config = plain_layers()?.merge()?;
+    let scorecard = scorecard::file::read(&asked.scorecard)?;
+    let inputs = compare::read::read(&asked.files).map_err(Failure::usage)?;
+    let targets: Vec<_> = inputs.into_iter().flat_map(|(_, results)| results.targets).collect();
+    let score = scorecard::evaluate(&scorecard, &targets);
+    let format = asked.format.unwrap_or(config.format);
+    let style = style(cli.color.unwrap_or(config.color));
+    print(&report::render_score(format, &score, style).map_err(Failure::environment)?)?;
+    Ok(score.exit_code())
 }
 
 /// Why a comparison failed, in words.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::Suite;
 
+mod etcd;
 mod layers;
 mod list;
 mod nats;
@@ -20,12 +21,14 @@ mod schedule;
 #[cfg(any(feature = "nats", feature = "pulsar", feature = "nsq"))]
 mod secrets;
 
+pub use etcd::{Etcd, EtcdServer};
 pub use layers::{ConfigError, FILE_VARIABLE, Layers, VARIABLES};
+pub(crate) use layers::{parse_as, text};
 pub use list::List;
 pub use nats::{Nats, NatsAuth, NatsServer, NatsTls, Storage};
 pub use nsq::{Nsq, NsqAuth, NsqServer};
 pub use pulsar::{Pulsar, PulsarAuth, PulsarOAuth2, PulsarServer};
-pub use resolve::{BACKENDS, Selection, nearest};
+pub use resolve::{BACKENDS, BASELINES, Selection, nearest};
 pub use schedule::{
     AgentSettings, CheckSettings, ChurnSettings, Execution, Schedule, SchedulerSettings,
 };
@@ -68,6 +71,8 @@ pub struct Config {
     pub pulsar: Pulsar,
     /// NSQ.
     pub nsq: Nsq,
+    /// etcd, for the ring that is the baseline of `schedule`.
+    pub etcd: Etcd,
     /// The workload of `schedule` and `simulate`.
     pub schedule: Schedule,
     /// Targets with names and settings of their own; instead of `backend`.
@@ -203,6 +208,7 @@ impl Default for Config {
             nats: Nats::default(),
             pulsar: Pulsar::default(),
             nsq: Nsq::default(),
+            etcd: Etcd::default(),
             schedule: Schedule::default(),
             targets: BTreeMap::new(),
         }

@@ -19,4 +19,5 @@ pub mod results;
 pub mod runner;
 pub mod schedule;
 pub mod scheduler;
+pub mod scorecard;
 pub mod target;

@@ -51,6 +51,8 @@ pub enum BackendPlan {
     Pulsar(Box<config::Pulsar>),
     /// NSQ, likewise.
     Nsq(Box<config::Nsq>),
+    /// A ring in etcd, likewise: the baseline of the scheduler.
+    EtcdRing(Box<config::Etcd>),
 }
 
 /// The sizes and times of the scenarios.
@@ -89,6 +91,7 @@ impl BackendPlan {
             BackendPlan::Nats(_) => "nats",
             BackendPlan::Pulsar(_) => "pulsar",
             BackendPlan::Nsq(_) => "nsq",
+            BackendPlan::EtcdRing(_) => "etcd-ring",
         }
     }
 
@@ -99,6 +102,7 @@ impl BackendPlan {
             BackendPlan::Nats(nats) => nats.url.is_some(),
             BackendPlan::Pulsar(pulsar) => pulsar.url.is_some(),
             BackendPlan::Nsq(nsq) => nsq.url.is_some(),
+            BackendPlan::EtcdRing(etcd) => etcd.url.is_some(),
         }
     }
 }

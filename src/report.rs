@@ -1,10 +1,11 @@
 //! From results to text: one file a format, all pure.
 
-use crate::{compare::Comparison, config::Format, results::Results};
+use crate::{compare::Comparison, config::Format, results::Results, scorecard::Score};
 
 pub mod catalogue;
 pub mod compare;
 pub mod json;
+pub mod scorecard;
 pub mod table;
 
 /// How text may look.
@@ -43,6 +44,21 @@ pub fn render_comparison(
     match format {
         Format::Table => Ok(compare::render(comparison, style)),
         Format::Json => json::render(comparison),
+    }
+}
+
+/// A score in a format.
+///
+/// # Errors
+/// Where it cannot be written as JSON, which no score causes.
+pub fn render_score(
+    format: Format,
+    score: &Score,
+    style: Style,
+) -> Result<String, serde_json::Error> {
+    match format {
+        Format::Table => Ok(scorecard::render(score, style)),
+        Format::Json => json::render(score),
     }
 }
 

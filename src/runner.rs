@@ -162,11 +162,24 @@ pub fn run(
 }
 
 /// Makes a target ready.
-pub(crate) fn reach(
+fn reach(
     plan: &TargetPlan,
     cancel: &CancellationToken,
     tell: &dyn Fn(&str),
 ) -> Result<(Reached, Introduction), Unreached> {
+    waiting(cancel, tell, |waiting| {
+        let reached = Reached::new(plan, waiting)?;
+        let introduction = reached.introduce().map_err(Unreached::Broken)?;
+        Ok((reached, introduction))
+    })
+}
+
+/// Does something that blocks, and can be told that the user does not want to wait for it.
+pub(crate) fn waiting<T>(
+    cancel: &CancellationToken,
+    tell: &dyn Fn(&str),
+    act: impl FnOnce(Waiting<'_>) -> Result<T, Unreached>,
+) -> Result<T, Unreached> {
     if cancel.is_cancelled() {
         return Err(Unreached::Broken(INTERRUPTED.into()));
     }
@@ -184,11 +197,9 @@ pub(crate) fn reach(
                 }
             }
         });
-        let reached = Reached::new(plan, Waiting { interrupted, tell });
+        let acted = act(Waiting { interrupted, tell });
         drop(done);
-        let reached = reached?;
-        let introduction = reached.introduce().map_err(Unreached::Broken)?;
-        Ok((reached, introduction))
+        acted
     })
 }
 

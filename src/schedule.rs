@@ -11,7 +11,6 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use queueproof_backends::Connector;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -26,13 +25,13 @@ use crate::{
         What, Writer,
     },
     names,
-    plan::{Plan, TargetPlan},
+    plan::{BackendPlan, Plan, TargetPlan},
     results::{Host, PropertyResult, Results, Run, SCHEMA, TargetResult, Tool},
     runner,
     scheduler::{
         self, AgentState, BrokerControl, Costs, Event, Load, Recorder, Setup, Strategy, Workload,
     },
-    target::{Introduction, Reached, Unreached, runtime},
+    target::{Introduction, Reached, Unreached, Waiting, runtime},
 };
 
 /// What a run shows while it goes on.
@@ -160,8 +159,9 @@ fn one(
         properties: properties().map(|property| property.id.into()).collect(),
         schedule: true,
     };
-    let reached = runner::reach(target, cancel, &|line| show(Shown::Line(line)));
-    let (reached, introduction) = match reached {
+    let tell = |line: &str| show(Shown::Line(line));
+    let reached = runner::waiting(cancel, &tell, |waiting| Driver::reach(target, waiting));
+    let (driver, introduction) = match reached {
         Ok(reached) => reached,
         Err(Unreached::Absent(why)) if target.optional => {
             show(Shown::Line(&format!("{}: absent", target.name)));
@@ -177,7 +177,7 @@ fn one(
             return Ok(result);
         }
     };
-    let simulated = reached.connector.virtual_time();
+    let simulated = driver.simulated();
     let workload = fit(target, schedule, &introduction, simulated)?;
     for warning in schedule.warnings(&workload, &introduction.capabilities) {
         show(Shown::Line(&format!("{}: warning: {warning}", target.name)));
@@ -193,7 +193,7 @@ fn one(
     let path = plan.out.as_deref().map(|out| RunRecord::schedule_path(out, &target.name));
     let play =
         Play { plan, target, workload: &workload, introduction: &introduction, cancel, show };
-    let (properties, cost) = play.play(reached, path.as_deref());
+    let (properties, cost) = play.play(driver, path.as_deref());
     show(Shown::Finished { target: &target.name, results: &properties });
     Ok(TargetResult { properties, cost, ..result })
 }
@@ -206,7 +206,12 @@ fn fit(
     simulated: bool,
 ) -> Result<Workload, ConfigError> {
     let capabilities = &introduction.capabilities;
-    let strategy = schedule.strategy.unwrap_or_else(|| Strategy::of(capabilities));
+    let ring = matches!(target.backend, BackendPlan::EtcdRing(_));
+    let strategy = match schedule.strategy {
+        _ if ring => Strategy::Ring,
+        Some(strategy) => strategy,
+        None => Strategy::of(capabilities),
+    };
     if let Some(why) = strategy.missing(capabilities) {
         return Err(ConfigError::new(format!(
             "schedule.strategy: {} cannot do that. {why}",
@@ -218,6 +223,10 @@ fn fit(
     let epoch = if simulated { SIMULATED_EPOCH } else { u64::try_from(now).unwrap_or(0) };
     let workload = schedule.workload(strategy, epoch)?;
     schedule.fits(&workload, target)?;
+    #[cfg(feature = "etcd-ring")]
+    if let Some(why) = scheduler::ring::unfit(&workload).filter(|_| ring) {
+        return Err(ConfigError::new(format!("{}: {why}", target.name)));
+    }
     Ok(workload)
 }
 
@@ -265,8 +274,8 @@ struct Books {
 type Found = (Vec<PropertyResult>, BTreeMap<String, serde_json::Value>);
 
 impl Play<'_> {
-    fn play(&self, reached: Reached, path: Option<&Path>) -> Found {
-        let simulated = reached.connector.virtual_time();
+    fn play(&self, driver: Driver, path: Option<&Path>) -> Found {
+        let simulated = driver.simulated();
         let broken = |why: String| {
             let broken = |(property, _)| crate::conformance::broken(property, why.clone());
             (scheduling::of_workload().map(broken).collect(), Default::default())
@@ -279,8 +288,6 @@ impl Play<'_> {
             Ok(books) => Arc::new(Mutex::new(books)),
             Err(why) => return broken(why),
         };
-        let Reached { connector, broker } = reached;
-        let broker = broker.map(|broker| Arc::new(broker) as Arc<dyn BrokerControl>);
         let ended = thread::scope(|scope| {
             let (done, over) = mpsc::channel::<()>();
             let cancel = CancellationToken::new();
@@ -295,10 +302,7 @@ impl Play<'_> {
                     }
                 }
             });
-            let ended = runtime.block_on(async {
-                let setup = self.setup(connector, broker, books, cancel);
-                self.run(setup, books).await
-            });
+            let ended = runtime.block_on(self.run(driver, books, cancel));
             drop(done);
             // What is left of tasks ends here, and nobody writes any more.
             drop(runtime);
@@ -351,40 +355,25 @@ impl Play<'_> {
         })
     }
 
-    fn setup(
-        &self,
-        connector: Arc<dyn Connector>,
-        broker: Option<Arc<dyn BrokerControl>>,
-        books: &Arc<Mutex<Books>>,
-        cancel: CancellationToken,
-    ) -> Setup {
-        let books = Arc::clone(books);
-        let recorder = Recorder::new(tokio::time::Instant::now(), move |at, event| {
-            books.lock().unwrap_or_else(PoisonError::into_inner).see(at, event);
-        });
-        Setup {
-            workload: self.workload.clone(),
-            connector,
-            capabilities: self.introduction.capabilities.clone(),
-            recorder,
-            prefix: names::topic_prefix(&self.plan.prefix),
-            seed: self.plan.seed,
-            flaw: self.target.flaw.and_then(Flaw::scheduler),
-            broker,
-            cancel,
-        }
-    }
-
     fn show_counts(&self, books: &Mutex<Books>) {
         let counts = books.lock().unwrap_or_else(PoisonError::into_inner).counts;
         (self.show)(Shown::Counts(&counts));
     }
 
     /// Runs the workload, and writes down what happens.
-    async fn run(&self, setup: Setup, books: &Mutex<Books>) -> Result<(), Halt> {
-        let simulated = setup.connector.virtual_time();
+    async fn run(
+        &self,
+        driver: Driver,
+        books: &Arc<Mutex<Books>>,
+        cancel: CancellationToken,
+    ) -> Result<(), Halt> {
+        let simulated = driver.simulated();
         let start = tokio::time::Instant::now();
-        let run = scheduler::run(setup);
+        let writing = Arc::clone(books);
+        let recorder = Recorder::new(start, move |at, event| {
+            writing.lock().unwrap_or_else(PoisonError::into_inner).see(at, event);
+        });
+        let run = driver.run(self, recorder, cancel);
         tokio::pin!(run);
         if simulated {
             return run.await; // On a simulated clock nothing can stall.
@@ -399,13 +388,86 @@ impl Play<'_> {
     }
 }
 
+/// What runs a workload: the scheduler on a backend, or the baseline.
+enum Driver {
+    Backend(Reached),
+    #[cfg(feature = "etcd-ring")]
+    Ring(crate::target::ReachedEtcd),
+}
+
+impl Driver {
+    /// Makes a target ready.
+    fn reach(target: &TargetPlan, waiting: Waiting<'_>) -> Result<(Self, Introduction), Unreached> {
+        #[cfg(feature = "etcd-ring")]
+        if let BackendPlan::EtcdRing(etcd) = &target.backend {
+            let reached = crate::target::reach_etcd(etcd, waiting)?;
+            let introduction = reached.introduction.clone();
+            return Ok((Driver::Ring(reached), introduction));
+        }
+        let reached = Reached::new(target, waiting)?;
+        let introduction = reached.introduce().map_err(Unreached::Broken)?;
+        Ok((Driver::Backend(reached), introduction))
+    }
+
+    fn simulated(&self) -> bool {
+        match self {
+            Driver::Backend(reached) => reached.connector.virtual_time(),
+            #[cfg(feature = "etcd-ring")]
+            Driver::Ring(_) => false,
+        }
+    }
+
+    async fn run(
+        self,
+        play: &Play<'_>,
+        recorder: Recorder,
+        cancel: CancellationToken,
+    ) -> Result<(), Halt> {
+        let control = |broker: Option<PrivateBroker>| {
+            broker.map(|broker| Arc::new(broker) as Arc<dyn BrokerControl>)
+        };
+        let (workload, seed) = (play.workload.clone(), play.plan.seed);
+        let prefix = names::topic_prefix(&play.plan.prefix);
+        match self {
+            Driver::Backend(Reached { connector, broker }) => {
+                let setup = Setup {
+                    workload,
+                    connector,
+                    capabilities: play.introduction.capabilities.clone(),
+                    recorder,
+                    prefix,
+                    seed,
+                    flaw: play.target.flaw.and_then(Flaw::scheduler),
+                    broker: control(broker),
+                    cancel,
+                };
+                scheduler::run(setup).await
+            }
+            #[cfg(feature = "etcd-ring")]
+            Driver::Ring(crate::target::ReachedEtcd { endpoint, broker, .. }) => {
+                let broker = control(broker);
+                let setup = scheduler::ring::RingSetup {
+                    workload,
+                    endpoint,
+                    prefix,
+                    recorder,
+                    seed,
+                    broker,
+                    cancel,
+                };
+                scheduler::ring::run(setup).await
+            }
+        }
+    }
+}
+
 impl BrokerControl for PrivateBroker {
     fn restart(&self) -> Result<(), String> {
         PrivateBroker::restart(self).map_err(|error| error.to_string())
     }
 
     fn load(&self) -> Load {
-        Load::default()
+        PrivateBroker::load(self)
     }
 }
 

@@ -14,14 +14,19 @@ use crate::{
     plan::{BackendPlan, TargetPlan},
 };
 
+#[cfg(feature = "etcd-ring")]
+mod etcd;
 #[cfg(feature = "nats")]
 mod nats;
 #[cfg(feature = "nsq")]
 mod nsq;
-#[cfg(any(feature = "nats", feature = "pulsar", feature = "nsq"))]
+#[cfg(any(feature = "nats", feature = "pulsar", feature = "nsq", feature = "etcd-ring"))]
 mod private;
 #[cfg(feature = "pulsar")]
 mod pulsar;
+
+#[cfg(feature = "etcd-ring")]
+pub use etcd::{ReachedEtcd, reach_etcd};
 
 /// A target that can be connected to.
 pub struct Reached {
@@ -78,6 +83,10 @@ impl Reached {
             BackendPlan::Pulsar(pulsar) => pulsar::reach(pulsar, waiting)?,
             #[cfg(feature = "nsq")]
             BackendPlan::Nsq(nsq) => nsq::reach(nsq, waiting)?,
+            BackendPlan::EtcdRing(_) => {
+                let why = "a ring in etcd is no queue, but a baseline of the scheduler";
+                return Err(Unreached::Broken(why.into()));
+            }
             #[allow(unreachable_patterns)]
             other => {
                 let why = format!("this build of queueproof is without {}", other.name());

@@ -172,6 +172,9 @@ fn a_mistake_in_a_variable_or_a_flag_names_it() {
 fn the_configurations_to_start_from_are_read_and_quick_is_the_default() {
     for entry in fs::read_dir("configs").unwrap() {
         let path = entry.unwrap().path();
+        if path.ends_with("sensu.yaml") {
+            continue; // A scorecard, read by the tests of those.
+        }
         let config = read(&fs::read(&path).unwrap());
         let config = config.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         if path.ends_with("quick.yaml") {

@@ -12,7 +12,8 @@ use std::{
 /// # Errors
 /// Nobody answers within `patience`, or what answers does not speak HTTP.
 pub(super) fn get(port: u16, path: &str, patience: Duration) -> io::Result<(u16, String)> {
-    const LONGEST: u64 = 1024 * 1024;
+    // Pulsar's metrics are long.
+    const LONGEST: u64 = 8 * 1024 * 1024;
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut stream = TcpStream::connect_timeout(&address, patience)?;
     stream.set_read_timeout(Some(patience))?;

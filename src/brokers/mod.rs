@@ -20,12 +20,14 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 pub mod background;
+mod etcd;
 mod find;
 mod guard;
 mod http;
 mod install;
 mod instance;
 mod java;
+mod load;
 mod nats;
 mod nsq;
 mod private;
@@ -38,7 +40,7 @@ pub use install::{Installed, install};
 pub use private::PrivateBroker;
 
 /// Every broker that queueproof can run, in the order of the tables.
-pub static BROKERS: &[BrokerKind] = &[nats::NATS, pulsar::PULSAR, nsq::NSQ];
+pub static BROKERS: &[BrokerKind] = &[nats::NATS, pulsar::PULSAR, nsq::NSQ, etcd::ETCD];
 
 /// One broker that queueproof can find, install and run.
 #[derive(Debug)]
@@ -98,6 +100,13 @@ pub enum Install {
         artifact: &'static str,
         /// Its type and its classifier: `TYPE:CLASSIFIER`.
         form: &'static str,
+    },
+    /// A package of Debian, of which one file is taken; nothing is installed in the system.
+    Debian {
+        /// Its name.
+        package: &'static str,
+        /// The executable's path in it.
+        path: &'static str,
     },
     /// No package client has it for every machine.
     Manual {

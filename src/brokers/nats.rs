@@ -21,13 +21,14 @@ pub(super) const NATS: BrokerKind = BrokerKind {
     version: |path| find::printed_version(path, &["--version"]),
     check: |_| Ok(()),
     needs: |_| Ok(()),
-    ports: 1,
+    ports: 2,
     // Measured: ready after 12 ms, ended after 2 ms, both with an empty store.
     start_timeout: Duration::from_secs(30),
     stop_timeout: Duration::from_secs(5),
     usual_start: Duration::from_millis(12),
     url: |ports| format!("nats://127.0.0.1:{}", ports[0]),
-    admin_url: None,
+    // Its monitoring.
+    admin_url: Some(|ports| format!("http://127.0.0.1:{}", ports[1])),
     invocation,
     probe,
     noise: |_| false,
@@ -64,6 +65,7 @@ fn invocation(launch: &Launch) -> Result<Invocation, BrokerError> {
     let mut args = vec!["-c".into(), file.into()];
     args.extend(["-a", "127.0.0.1", "-p"].map(Into::into));
     args.push(launch.ports[0].to_string().into());
+    args.extend(["-m".into(), launch.ports[1].to_string().into()]);
     args.extend(["-n".into(), launch.name.clone().into()]);
     if settings.storage {
         args.extend(["-js".into(), "-sd".into(), launch.dir.join("store").into()]);

@@ -15,7 +15,9 @@ use super::{
     BrokerError, BrokerKind, StartSettings, absolute,
     guard::Guard,
     instance::{Instance, Report, Request, log_tail},
+    load,
 };
+use crate::scheduler::Load;
 
 /// A broker of our own: it listens on a free port of 127.0.0.1 alone, keeps its configuration,
 /// log and store in a temporary directory that only the user can enter, and is stopped and removed
@@ -43,6 +45,7 @@ pub struct PrivateBroker {
 struct State {
     keeper: Keeper,
     pid: u32,
+    sum: load::Sum,
 }
 
 /// Who holds the process and its directory.
@@ -92,7 +95,7 @@ impl PrivateBroker {
         };
         Ok(PrivateBroker {
             kind,
-            state: Mutex::new(State { keeper, pid: report.pid }),
+            state: Mutex::new(State { keeper, pid: report.pid, sum: load::Sum::default() }),
             url: report.url,
             admin_url: report.admin_url,
             port: report.port,
@@ -106,8 +109,7 @@ impl PrivateBroker {
         &self.url
     }
 
-    /// Where its administrative interface is, now and after a restart; `None` for a broker that
-    /// has none (NATS).
+    /// Where its administrative or monitoring interface is, now and after a restart.
     pub fn admin_url(&self) -> Option<&str> {
         self.admin_url.as_deref()
     }
@@ -196,6 +198,16 @@ impl PrivateBroker {
     /// As for [`start`](Self::start); its port may have been taken in the meantime.
     pub fn restart(&self) -> Result<(), BrokerError> {
         self.ask(Request::Restart).map(drop)
+    }
+
+    /// What its process has used, its earlier lives included, and holds now. It takes some
+    /// milliseconds.
+    pub fn load(&self) -> Load {
+        let pid = self.pid();
+        let monitoring = self.admin_url.as_deref().unwrap_or(&self.url).rsplit_once(':');
+        let monitoring = monitoring.and_then(|(_, port)| port.parse().ok());
+        let now = load::sample(load::Asked { kind: self.kind.name, pid, monitoring });
+        self.state().sum.with(pid, now)
     }
 
     fn ask(&self, request: Request) -> Result<Report, BrokerError> {

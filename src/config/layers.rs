@@ -187,6 +187,14 @@ const SECRET: &str = "a secret must not be written here; name a file or a variab
 
 /// Reads a file strictly.
 fn read(path: &Path) -> Result<Value, ConfigError> {
+    parse(&text(path)?, &path.display())
+}
+
+/// The text of a file that a user wrote.
+///
+/// # Errors
+/// Where it cannot be read, is too large, or is no text.
+pub(crate) fn text(path: &Path) -> Result<String, ConfigError> {
     let at = path.display();
     let mut bytes = Vec::new();
     File::open(path)
@@ -195,35 +203,58 @@ fn read(path: &Path) -> Result<Value, ConfigError> {
     if bytes.len() as u64 > MOST {
         return Err(ConfigError::new(format!("{at}: over 1 MiB: not a configuration")));
     }
-    let text = String::from_utf8(bytes).map_err(|error| {
+    String::from_utf8(bytes).map_err(|error| {
         let good = error.utf8_error().valid_up_to();
         let line = error.as_bytes()[..good].iter().filter(|&&b| b == b'\n').count() + 1;
         ConfigError::new(format!("{at}:{line}: byte {good} is not UTF-8 text"))
-    })?;
-    parse(&text, &at)
+    })
 }
 
-/// Reads a text strictly: positions are those of the text.
+/// Reads the text of a configuration strictly.
 fn parse(text: &str, at: &dyn fmt::Display) -> Result<Value, ConfigError> {
-    shallow(text).map_err(|(line, problem)| ConfigError::new(format!("{at}:{line}: {problem}")))?;
-    let place = |error: &serde_yaml::Error| match error.location() {
-        Some(place) => format!("{at}:{}:{}", place.line(), place.column()),
-        None => at.to_string(),
-    };
-    let value: Value = serde_yaml::from_str(text)
-        .map_err(|e| ConfigError::new(format!("{}: {}", place(&e), plain(&e))))?;
+    let value = syntax(text, at)?;
     if value.is_null() {
         return Ok(Value::Mapping(Mapping::new())); // empty, or nothing but comments
     }
+    typed::<Config>(text, at).map(|_| value)
+}
+
+/// Reads a text strictly as a structure: positions are those of the text.
+///
+/// # Errors
+/// The first mistake, with its place.
+pub(crate) fn parse_as<T: serde::de::DeserializeOwned>(
+    text: &str,
+    at: &dyn fmt::Display,
+) -> Result<T, ConfigError> {
+    syntax(text, at)?;
+    typed(text, at)
+}
+
+/// Refuses what is no YAML, or no honest one.
+fn syntax(text: &str, at: &dyn fmt::Display) -> Result<Value, ConfigError> {
+    shallow(text).map_err(|(line, problem)| ConfigError::new(format!("{at}:{line}: {problem}")))?;
+    serde_yaml::from_str(text)
+        .map_err(|e| ConfigError::new(format!("{}: {}", place(at, &e), plain(&e))))
+}
+
+fn typed<T: serde::de::DeserializeOwned>(
+    text: &str,
+    at: &dyn fmt::Display,
+) -> Result<T, ConfigError> {
     let reader = serde_yaml::Deserializer::from_str(text);
-    let read: Result<Config, _> = serde_path_to_error::deserialize(reader);
-    match read {
-        Ok(_) => Ok(value),
-        Err(error) => {
-            let path = error.path().to_string();
-            let inner = error.inner();
-            Err(ConfigError::new(format!("{}: {}", place(inner), explain(&path, &plain(inner)))))
-        }
+    serde_path_to_error::deserialize(reader).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.inner();
+        ConfigError::new(format!("{}: {}", place(at, inner), explain(&path, &plain(inner))))
+    })
+}
+
+/// Where in a text an error is.
+fn place(at: &dyn fmt::Display, error: &serde_yaml::Error) -> String {
+    match error.location() {
+        Some(place) => format!("{at}:{}:{}", place.line(), place.column()),
+        None => at.to_string(),
     }
 }
 

@@ -28,11 +28,20 @@ pub const BACKENDS: &[&str] = &[
 /// The backends of any build.
 const KNOWN: [&str; 4] = ["memory", "nats", "pulsar", "nsq"];
 
+/// What a workload can be scheduled on beside the backends: no queue, but what it is measured
+/// against.
+pub const BASELINES: &[&str] = &[
+    #[cfg(feature = "etcd-ring")]
+    "etcd-ring",
+];
+
 /// What the command line asks for beside the configuration.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Selection {
     /// The promise to break on purpose.
     pub flaw: Option<Flaw>,
+    /// Whether it is for a workload of the scheduler, so that baselines can be chosen too.
+    pub workload: bool,
 }
 
 impl Config {
@@ -49,6 +58,7 @@ impl Config {
                 BackendPlan::Nats(nats) => serde_json::to_value(nats),
                 BackendPlan::Pulsar(pulsar) => serde_json::to_value(pulsar),
                 BackendPlan::Nsq(nsq) => serde_json::to_value(nsq),
+                BackendPlan::EtcdRing(etcd) => serde_json::to_value(etcd),
             };
             let mut settings = settings.map_err(|e| ConfigError::new(e.to_string()))?;
             settings["suite"] =
@@ -69,7 +79,7 @@ impl Config {
         };
         let mut targets = Vec::new();
         if self.targets.is_empty() {
-            for name in self.backends()? {
+            for name in self.backends(selection.workload)? {
                 targets.push(target(name, self.backend_plan(name)?)?);
             }
         }
@@ -97,7 +107,7 @@ impl Config {
             };
             available(backend.name())?;
             match &backend {
-                BackendPlan::Memory(_) => {}
+                BackendPlan::Memory(_) | BackendPlan::EtcdRing(_) => {}
                 BackendPlan::Nats(nats) => nats.validate(&format!("{key}.nats"))?,
                 BackendPlan::Pulsar(pulsar) => pulsar.validate(&format!("{key}.pulsar"))?,
                 BackendPlan::Nsq(nsq) => nsq.validate(&format!("{key}.nsq"))?,
@@ -114,17 +124,22 @@ impl Config {
     }
 
     /// The backends that are asked for, each once.
-    fn backends(&self) -> Result<Vec<&'static str>, ConfigError> {
+    fn backends(&self, workload: bool) -> Result<Vec<&'static str>, ConfigError> {
         let mut names = Vec::new();
+        let baselines = if workload { BASELINES } else { &[] };
+        let all = || BACKENDS.iter().chain(baselines);
         for wanted in &self.backend.0 {
             available(wanted)?;
-            let found: Vec<_> = BACKENDS
-                .iter()
-                .filter(|name| *wanted == "all" || **name == wanted)
-                .copied()
-                .collect();
+            if !workload && BASELINES.contains(&wanted.as_str()) {
+                return Err(ConfigError::new(format!(
+                    "backend: {wanted} is no queue, but a baseline of the scheduler: see queueproof \
+                     schedule --backend {wanted}"
+                )));
+            }
+            let found: Vec<_> =
+                all().filter(|name| *wanted == "all" || **name == wanted).copied().collect();
             if found.is_empty() {
-                return Err(unknown("backend", wanted, BACKENDS.iter().copied().chain(["all"])));
+                return Err(unknown("backend", wanted, all().copied().chain(["all"])));
             }
             names.extend(found);
         }
@@ -146,6 +161,7 @@ impl Config {
             "nats" => Ok(BackendPlan::Nats(Box::new(self.nats.clone()))),
             "pulsar" => Ok(BackendPlan::Pulsar(Box::new(self.pulsar.clone()))),
             "nsq" => Ok(BackendPlan::Nsq(Box::new(self.nsq.clone()))),
+            "etcd-ring" => Ok(BackendPlan::EtcdRing(Box::new(self.etcd.clone()))),
             _ => Err(unknown("backend", name, BACKENDS.iter().copied())),
         }
     }
@@ -198,7 +214,8 @@ impl Config {
         }
         self.nats.validate("nats")?;
         self.pulsar.validate("pulsar")?;
-        self.nsq.validate("nsq")
+        self.nsq.validate("nsq")?;
+        self.etcd.validate("etcd")
     }
 }
 

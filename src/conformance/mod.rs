@@ -23,7 +23,7 @@ mod work_queue;
 
 pub use demonstrated::{demonstrated, shows};
 pub use stage::Stage;
-pub use verdict::{broken, judge, skipped};
+pub use verdict::{BREAKS_OFF, broken, judge, skipped};
 
 /// A promise that the suite can check.
 pub struct Property {

@@ -28,7 +28,7 @@ pub fn judge(property: &Property, history: &History) -> Result<PropertyResult, S
 }
 
 /// Why a history without an end decides little.
-pub(super) const BREAKS_OFF: &str = "the history breaks off: the run did not end";
+pub const BREAKS_OFF: &str = "the history breaks off: the run did not end";
 
 /// The result of what was found.
 pub(super) fn found(property: &Property, findings: Findings, duration_ms: u64) -> PropertyResult {

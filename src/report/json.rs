@@ -1,8 +1,9 @@
-//! Results for programs: the schemas of [`crate::results`] and [`crate::compare`].
+//! Results for programs: the schemas of [`crate::results`], [`crate::compare`] and
+//! [`crate::scorecard`].
 
 use serde::Serialize;
 
-/// Results, or a comparison, as indented JSON with a line end.
+/// Results, a comparison or a score as indented JSON with a line end.
 ///
 /// # Errors
 /// Where they cannot be written as JSON, which no results of a run cause.

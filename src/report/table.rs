@@ -19,11 +19,19 @@ pub fn render(results: &Results, style: Style) -> String {
 
 fn write_all(out: &mut String, results: &Results, style: Style) -> std::fmt::Result {
     writeln!(out, "{}", verdicts(results, style))?;
+    if let Some(figures) = figures(results, style) {
+        writeln!(out, "{figures}")?;
+    }
     anomalies(out, results, style)?;
+    // A workload is scheduled whatever the backend can; what it has nothing of is not judged.
+    let skipped = match results.targets.iter().any(is_scheduled) {
+        true => "skipped: the workload has nothing of it",
+        false => "skipped: the backend declares that it cannot",
+    };
     let undecided = [
         (Verdict::Unknown, "not decided"),
         (Verdict::Broken, "the environment failed"),
-        (Verdict::Skipped, "skipped: the backend declares that it cannot"),
+        (Verdict::Skipped, skipped),
     ];
     for (verdict, title) in undecided {
         reasons(out, results, verdict, title, style)?;
@@ -84,6 +92,70 @@ fn verdicts(results: &Results, style: Style) -> Table {
         ids.set_constraint(ColumnConstraint::ContentWidth);
     }
     table
+}
+
+/// The figures of a workload that was scheduled, in the order of the table: where each is, its
+/// name there, and what it is called here.
+static FIGURES: &[(&str, &str, &str)] = &[
+    ("scheduling/every-tick-executed", "ticks", "ticks that were due"),
+    ("scheduling/every-tick-executed", "executed", "of these executed"),
+    ("scheduling/once-per-tick", "executions", "executions"),
+    ("scheduling/once-per-tick", "extra_per_tick", "scheduled again, per tick"),
+    ("scheduling/lateness", "received_p50_ms", "received after, ms: half"),
+    ("scheduling/lateness", "received_p99_ms", "  99 of 100"),
+    ("scheduling/lateness", "received_max_ms", "  all"),
+    ("scheduling/lateness", "ended_p99_ms", "executed after, ms: 99 of 100"),
+    ("scheduling/fair-coverage", "jain", "Jain's index of the shares"),
+    ("scheduling/fair-coverage", "jain_by_chance", "  by chance"),
+    ("scheduling/fair-coverage", "longest_idle_ms", "longest idle, ms"),
+    ("scheduling/fair-coverage", "longest_idle_in_turn_ms", "  in turn"),
+    ("scheduling/lateness", "connecting_ms", "all agents connected after, ms"),
+    ("", "cpu_seconds_per_1000_executions", "broker: CPU s per 1,000 executions"),
+    ("", "written_mb_per_1000_executions", "  MB written per 1,000"),
+    ("", "messages_in_per_1000_executions", "  messages in per 1,000"),
+    ("", "messages_out_per_1000_executions", "  messages out per 1,000"),
+    ("", "resident_mb", "  memory, MB"),
+    ("", "connections", "  connections"),
+    ("", "kb_per_connection", "  KB per connection"),
+    ("", "leases", "  leases"),
+    ("", "watchers", "  watchers"),
+];
+
+/// Whether a target was given a workload of the scheduler, and not the suite.
+fn is_scheduled(target: &TargetResult) -> bool {
+    target.settings.get("schedule").is_some()
+}
+
+/// The figures of a workload; `None` where none was scheduled.
+fn figures(results: &Results, style: Style) -> Option<Table> {
+    let targets: Vec<_> = results.targets.iter().filter(|target| is_scheduled(target)).collect();
+    let figure = |target: &TargetResult, property: &str, name: &str| {
+        let observed = match property {
+            "" => Some(&target.cost),
+            id => target.properties.iter().find(|p| p.id == id).map(|p| &p.observed),
+        };
+        observed.and_then(|figures| figures.get(name)).map(ToString::to_string)
+    };
+    let mut table = table(style);
+    table.set_header(
+        std::iter::once(Cell::new("figure")).chain(targets.iter().map(|t| Cell::new(&t.name))),
+    );
+    let mut any = false;
+    for (property, name, label) in FIGURES {
+        let row: Vec<_> = targets.iter().map(|target| figure(target, property, name)).collect();
+        if row.iter().all(Option::is_none) {
+            continue;
+        }
+        any = true;
+        let cells = row.into_iter().map(|value| {
+            Cell::new(value.as_deref().unwrap_or("-")).set_alignment(CellAlignment::Right)
+        });
+        table.add_row(std::iter::once(Cell::new(label)).chain(cells));
+    }
+    if let Some(labels) = table.column_mut(0) {
+        labels.set_constraint(ColumnConstraint::ContentWidth);
+    }
+    any.then_some(table)
 }
 
 /// What heads the column of a target.

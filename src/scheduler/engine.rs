@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Action, BrokerState, Event, Flaw, Load, Recorder, SchedulerState, Workload,
+    agenda::{Agenda, Happens, SAMPLE},
     agent::quiet,
     crew::{self, Crew, Employed},
     replica::{self, Replica},
@@ -108,9 +109,6 @@ const BUSY: Duration = Duration::from_secs(2);
 
 /// How often to look for one.
 const LOOK: Duration = Duration::from_millis(2);
-
-/// How often the broker's load is sampled.
-const SAMPLE: Duration = Duration::from_secs(1);
 
 impl Engine {
     async fn play(&mut self) -> Result<(), Halt> {
@@ -437,73 +435,6 @@ impl Engine {
             }
         }
         director.close().await;
-    }
-}
-
-/// What is to happen, by time since the epoch.
-struct Agenda {
-    /// What is known in advance, the latest first.
-    known: Vec<(u64, Action)>,
-    churn: Option<(u64, super::Churn)>,
-    /// When agents come back that went, the earliest first.
-    coming: std::collections::VecDeque<(u64, u32)>,
-    sample: Option<u64>,
-    end: u64,
-}
-
-enum Happens {
-    Action(Action),
-    Sample,
-    Go(u32, f64),
-    Come(u32),
-}
-
-impl Agenda {
-    fn new(workload: &Workload, samples: bool) -> Self {
-        let moments = workload.timeline.iter().map(|moment| (nanos(moment.at), moment.action));
-        let mut known: Vec<_> = moments.collect();
-        // Those of the same time in the order in which they are written.
-        known.sort_by_key(|(at, _)| *at);
-        known.reverse();
-        Agenda {
-            known,
-            churn: workload.churn.map(|churn| (nanos(churn.every), churn)),
-            coming: std::collections::VecDeque::new(),
-            sample: samples.then_some(nanos(SAMPLE)),
-            end: nanos(workload.duration),
-        }
-    }
-
-    /// The next, and when; `None` when the duration is over.
-    fn next(&mut self) -> Option<(u64, Happens)> {
-        let times = [
-            self.known.last().map(|(at, _)| *at),
-            self.coming.front().map(|(at, _)| *at),
-            self.churn.map(|(at, _)| at),
-            self.sample,
-        ];
-        let (which, at) = (0..)
-            .zip(times)
-            .filter_map(|(which, at)| Some((which, at?)))
-            .min_by_key(|&(which, at)| (at, which))?;
-        if at >= self.end {
-            return None;
-        }
-        let what = match which {
-            0 => Happens::Action(self.known.pop()?.1),
-            1 => Happens::Come(self.coming.pop_front()?.1),
-            2 => {
-                let (due, churn) = self.churn.as_mut()?;
-                self.coming.push_back((*due + nanos(churn.away), churn.agents));
-                *due += nanos(churn.every);
-                Happens::Go(churn.agents, churn.crash)
-            }
-            _ => {
-                self.sample = Some(at + nanos(SAMPLE));
-                Happens::Sample
-            }
-        };
-        Some((at, what))
     }
 }
 

@@ -5,6 +5,7 @@
 //! agents of a pool take requests from its work queue, execute them and acknowledge. All they do
 //! becomes [`Event`]s of a history, which the judges of [`crate::checker`] judge while it grows.
 
+mod agenda;
 mod agent;
 mod cadence;
 mod chance;
@@ -17,6 +18,8 @@ mod figures;
 mod flaw;
 mod recorder;
 mod replica;
+#[cfg(feature = "etcd-ring")]
+pub mod ring;
 mod timeline;
 mod workload;
 mod world;

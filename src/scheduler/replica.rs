@@ -196,7 +196,7 @@ impl Replica {
         if self.world.has_begun() {
             let now = self.clock.shows(self.world.since_epoch());
             match strategy {
-                Strategy::DedupId | Strategy::None => {}
+                Strategy::DedupId | Strategy::Ring | Strategy::None => {}
                 // What was due before its election another one has published, or nobody: there is
                 // no telling, and publishing it again would be twice.
                 Strategy::ExclusivePublisher => self.plan_from(now),
@@ -389,7 +389,7 @@ impl Replica {
                 // In the order of the agenda, which is that of all schedulers.
                 Some(DedupKey::Sequence(due.at / 1000 * checks + u64::from(due.check)))
             }
-            Strategy::ExclusivePublisher | Strategy::None => None,
+            Strategy::ExclusivePublisher | Strategy::Ring | Strategy::None => None,
         };
         let message = Message { dedup, ..Message::new(envelope.encode()) };
         let invoked = self.world.recorder.now();

@@ -156,6 +156,9 @@ pub enum Strategy {
     ExclusivePublisher,
     /// One at a time holds the publisher's name; the broker drops numbers that were there
     Sequence,
+    /// Those who lose a transaction in etcd repeat what the winner did
+    #[value(skip)]
+    Ring,
     /// All publish, and nothing is done about it: duplicates appear and are counted
     None,
 }
@@ -308,7 +311,7 @@ impl Strategy {
             Strategy::DedupId => Capability::DedupId,
             Strategy::ExclusivePublisher => Capability::ExclusivePublisher,
             Strategy::Sequence => Capability::DedupSequence,
-            Strategy::None => return None,
+            Strategy::Ring | Strategy::None => return None,
         };
         capabilities.missing(needs).map(|why| format!("{needs}: {why}"))
     }
@@ -319,6 +322,7 @@ impl Strategy {
             Strategy::DedupId => "dedup-id",
             Strategy::ExclusivePublisher => "exclusive-publisher",
             Strategy::Sequence => "sequence",
+            Strategy::Ring => "ring",
             Strategy::None => "none",
         }
     }

@@ -12,6 +12,7 @@ use std::{
 use super::{BrokerError, BrokerKind, Install, Places, find, process, process::wait_until};
 
 mod client;
+mod debian;
 mod go;
 mod maven;
 
@@ -91,6 +92,9 @@ pub fn install(
         }
         Install::Maven { artifact, form } => {
             maven::install(&mut work, &format!("{artifact}:{version}:{form}"), scratch)?
+        }
+        Install::Debian { package, path } => {
+            debian::install(&mut work, package, version, path, scratch)?
         }
         // Has ended above.
         Install::Manual { .. } => scratch.to_owned(),

@@ -142,7 +142,7 @@ impl Watch {
                 findings.observe("broken_off", figures.broken_off);
                 figures.rescued.observe("elsewhere_after", findings);
                 findings.key_figure = match figures.rescued.len() {
-                    0 => "0 broken off".into(),
+                    0 => format!("{} broken off, 0 elsewhere", figures.broken_off),
                     n => format!("{n} elsewhere, within {}", words(figures.rescued.max())),
                 };
                 findings.require(figures.broken_off > 0, "no crash broke an execution off");

@@ -165,19 +165,19 @@ impl Figures {
         self.redelivered[cause as usize] += 1;
     }
 
-    /// An agent joined; the first of them, before the epoch, are timed.
+    /// An agent joined; those that did before the epoch are counted and timed.
     pub(super) fn joined(&mut self, at: (Time, Time), first: bool) {
-        self.agents += 1;
         if !first {
             return;
         }
+        self.agents += 1;
         self.joining = Some(match self.joining {
             Some((first, last)) => (first.min(at.0), last.max(at.1)),
             None => at,
         });
     }
 
-    /// How many agents joined, and how long that took, milliseconds.
+    /// How many agents there were at the epoch.
     pub(super) fn observe_agents(&self, findings: &mut Findings) {
         findings.observe("agents", self.agents);
     }
