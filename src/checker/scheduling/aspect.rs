@@ -1,6 +1,6 @@
 //! What is judged of a workload as a whole.
 
-use super::{Watch, coverage};
+use super::{Ending, Handover, Watch, coverage};
 use crate::{
     checker::{AnomalyKind, Findings, millis, words},
     history::nanos,
@@ -77,6 +77,8 @@ pub fn exercised(aspect: Aspect, workload: &Workload) -> Result<(), &'static str
 impl Watch {
     /// What is found of one aspect, after the last event.
     pub fn judge(&mut self, aspect: Aspect, findings: &mut Findings) {
+        // What the record breaks off before its end is judged as far as it goes.
+        self.close_all(Ending::BrokenOff);
         self.environment(findings);
         findings.absorb(&self.general);
         if let Some(found) = self.found.get(&aspect) {
@@ -114,6 +116,7 @@ impl Watch {
                 let max = figures.received_after.max();
                 findings.key_figure = format!("p99 {}, max {}", words(p99), words(max));
                 findings.require(figures.received_after.len() > 0, "no request was received");
+                self.unseen(findings, AnomalyKind::LateTick);
             }
             Aspect::Expired => {
                 findings.observe("dropped", figures.expired);
@@ -158,6 +161,7 @@ impl Watch {
                 findings.observe("behind_own_work", figures.behind_own_work);
                 let p99 = figures.received_after_by_fast.quantile(0.99);
                 findings.key_figure = format!("p99 of the fast {}", words(p99));
+                self.unseen(findings, AnomalyKind::Blocked);
                 let both = figures.by_slow > 0 && figures.by_fast > 0;
                 findings.require(
                     both || !findings.clean(),
@@ -167,6 +171,7 @@ impl Watch {
         }
         if self.drained.is_none() {
             findings.undecided("the queue was not drained to its end");
+            findings.observe("ticks_still_open", figures.broken_off_ticks);
         }
     }
 
@@ -197,23 +202,23 @@ impl Watch {
 
     fn failover(&self, findings: &mut Findings) {
         let gap = self.handovers.iter().map(|handover| handover.gap).max().unwrap_or(0);
-        let elected = self.handovers.iter().filter_map(|h| Some(h.elected? - h.at)).max();
+        let replaced = |h: &Handover| (h.excuses && !h.pause).then_some(h.replaced? - h.at);
+        let after = self.handovers.iter().filter_map(replaced).max();
         findings.observe("handovers", self.handovers.len());
         findings.observe("missed_in_gap", self.figures.missed_in_gap);
         findings.observe("longest_wait_for_publish_ms", millis(gap));
-        if let Some(elected) = elected {
-            findings.observe("elected_after_ms", millis(elected));
+        if let Some(after) = after {
+            findings.observe("replaced_after_ms", millis(after));
         }
-        let elects = self.workload.strategy.elects();
-        findings.key_figure = match elected {
-            Some(after) if elects => {
-                format!("after {}, {} missed", words(after), self.figures.missed_in_gap)
-            }
-            _ => format!("longest gap {}", words(gap)),
+        findings.key_figure = match after {
+            Some(after) => format!("after {}, {} missed", words(after), self.figures.missed_in_gap),
+            None => format!("longest gap {}", words(gap)),
         };
         findings.require(!self.handovers.is_empty(), "no scheduler that published went");
-        if elects && self.schedulers.len() > 1 {
-            for handover in self.handovers.iter().filter(|handover| handover.elected.is_none()) {
+        let (true, Some(ended)) = (self.workload.strategy.elects(), self.ended) else { return };
+        for handover in self.handovers.iter().filter(|h| h.replaced.is_none() && !h.pause) {
+            // It must have had the time, and there must have been somebody.
+            if handover.until < ended && self.any_ran(handover.until) {
                 findings.anomaly(AnomalyKind::NoHandOver, || {
                     format!(
                         "nobody was elected after the one elected went at {}",
@@ -247,6 +252,22 @@ impl Watch {
                 figures.explained_copies > 0 || !findings.clean(),
                 "no tick was scheduled twice, though the clocks differ by more than the window",
             );
+        }
+    }
+
+    /// Agents that went may have had some ticks in their hands, unseen, and not more than they have
+    /// room for.
+    fn unseen(&self, findings: &mut Findings, kind: AnomalyKind) {
+        for (pool, &late) in (0..).zip(&self.figures.late_unseen) {
+            let room = self.agents.room(pool).map_or(0, |room| room.unseen);
+            if late > room {
+                findings.anomaly(kind, || {
+                    format!(
+                        "{late} ticks were received late of which agents that went, were cut or hung \
+                         can have held {room}, unseen"
+                    )
+                });
+            }
         }
     }
 

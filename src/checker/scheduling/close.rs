@@ -1,274 +1,35 @@
-//! What is judged of a tick: as it is received, as it is received again, and when nothing of it can
-//! be due any more.
+//! What is judged of a tick when nothing of it can be due any more.
 
-use super::{Aspect, Cause, EXACT, Handed, Handover, Key, Open, Time, Watch, tick::Fate};
+use super::{Aspect, EXACT, Handed, Key, Open, Time, Watch, tick::Fate};
 use crate::{
     checker::{AnomalyKind, words},
-    history::{How, Published, nanos},
-    scheduler::Request,
+    history::nanos,
+    scheduler::{Request, SchedulerState, Strategy},
 };
-use queueproof_backends::RejectKind;
 
-/// How long after it was started again a broker's clients may take to be back: their back-off, and
-/// the life of a request that the broker forgot.
-const RECOVERY: std::time::Duration = std::time::Duration::from_secs(15);
-
-/// How soon an agent takes what was waiting in its hands.
-const AT_ONCE: std::time::Duration = std::time::Duration::from_millis(50);
-
-/// Why a tick came late, where that is nobody's fault.
-enum Late {
-    /// It did not.
-    No,
-    /// Something happened to those who had it, or should have published it.
-    Disturbed,
-    /// It waited for the very agent that took it, which was at something else.
-    BehindOwnWork,
-    /// All agents were at something, or this program did not run.
-    Undecided(&'static str),
-    /// It is somebody's fault.
-    Yes,
+/// What a tick is closed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Nothing of it can come any more.
+    Final,
+    /// The record breaks off: what did not come may still have been on its way.
+    BrokenOff,
 }
 
 impl Watch {
-    /// Why a copy was delivered again: its cause, or how long ago to whom it had been given. `None`
-    /// if it had not been delivered before.
-    pub(super) fn cause(
-        &self,
-        open: &Open,
-        agent: u32,
-        broadcast: bool,
-        request: &Request,
-        at: (Time, Time),
-    ) -> Option<Result<Cause, (Time, u32)>> {
-        let mine =
-            |handed: &&Handed| handed.request == *request && (!broadcast || handed.agent == agent);
-        let before: Vec<_> = open.deliveries.iter().filter(mine).collect();
-        let (last, older) = before.split_last()?;
-        let published = open.published(request).map_or(last.at.0, |published| published.0);
-        let stale = older.iter().filter(|handed| {
-            handed.settled.is_some_and(|s| matches!(s.how, How::Nack(_)) && s.at.1 >= last.at.0)
-        });
-        let causes = self.cause_of(last, published, at.1);
-        let cause = causes.or_else(|| stale.map(|_| Cause::HandedOn).next());
-        Some(cause.ok_or((at.1.saturating_sub(last.at.1), last.agent)))
+    /// Whether something of a tick may still come, however long that takes: it waits in the queue.
+    pub(super) fn may_come(&self, key: Key, open: &Open) -> bool {
+        let Some(group) = self.workload.check(key.0).map(|check| check.group) else { return false };
+        let published = open.publishes.iter().any(|sent| sent.fate != Fate::NotStored);
+        if group.broadcast {
+            return published && !self.not_reached(group.pool, open).is_empty();
+        }
+        let somewhere = published || !open.deliveries.is_empty();
+        somewhere && open.executions() == 0 && !open.is_given_up()
     }
 
-    /// What explains that a delivery of a copy was followed by another one.
-    fn cause_of(&self, handed: &Handed, published: Time, again: Time) -> Option<Cause> {
-        let settled = handed.settled;
-        if settled.is_some_and(|settled| matches!(settled.how, How::Nack(_))) {
-            return Some(Cause::HandedOn);
-        }
-        if handed.crashed.is_some() {
-            return Some(Cause::Crash);
-        }
-        if self
-            .restarts
-            .iter()
-            .any(|(from, to)| *from <= again && to.is_none_or(|to| to >= handed.at.0))
-        {
-            return Some(Cause::Restart);
-        }
-        // A confirmed acknowledgement stands, unless the lock had passed before it.
-        let lock = nanos(self.workload.ack_timeout);
-        let starts = handed.touched.unwrap_or(handed.at.0.min(published));
-        let may_have_passed = |by: Time| by >= starts.saturating_add(lock);
-        match settled {
-            Some(settled) if settled.confirmed => {
-                may_have_passed(settled.at.1).then_some(Cause::LockPassed)
-            }
-            Some(settled) if !settled.accepted => Some(Cause::AckUncertain),
-            _ => {
-                let agent = self.agents.get(handed.agent);
-                if agent.is_some_and(|agent| agent.disturbed_since(handed.at.0)) {
-                    return Some(Cause::Disturbed);
-                }
-                let by = settled.map_or(again, |settled| settled.at.1);
-                may_have_passed(by).then_some(Cause::LockPassed)
-            }
-        }
-    }
-
-    /// A tick was received for the first time.
-    pub(super) fn first_received(
-        &mut self,
-        key: Key,
-        pool: u16,
-        agent: u32,
-        at: (Time, Time),
-        behind: Option<(Time, Time)>,
-    ) {
-        let Some(open) = self.open.get(&key) else { return };
-        let due = open.due;
-        let published = open.first_publish();
-        let after = at.1.saturating_sub(due);
-        self.figures.received_after.add(after);
-        if self.agents.get(agent).is_some_and(|agent| !agent.slow) {
-            self.figures.received_after_by_fast.add(after);
-        }
-        match self.lateness(due, pool, agent, at, behind, published) {
-            Late::No => {}
-            Late::Disturbed => self.figures.late_excused += 1,
-            Late::BehindOwnWork => self.figures.behind_own_work += 1,
-            Late::Undecided(why) => {
-                self.figures.late_excused += 1;
-                self.of(Aspect::Lateness).undecided(why);
-                self.of(Aspect::SlowMinority).undecided(why);
-            }
-            Late::Yes => {
-                self.figures.late += 1;
-                let how = match published {
-                    Some(published) => {
-                        format!("published {} after that", words(published.0.saturating_sub(due)))
-                    }
-                    None => "its publish not confirmed yet".into(),
-                };
-                let example = format!(
-                    "{} was received by agent {agent} {} late ({how})",
-                    self.name(key),
-                    words(after)
-                );
-                self.of(Aspect::Lateness).anomaly(AnomalyKind::LateTick, || example.clone());
-                self.of(Aspect::SlowMinority).anomaly(AnomalyKind::Blocked, || example);
-            }
-        }
-    }
-
-    fn lateness(
-        &self,
-        due: Time,
-        pool: u16,
-        agent: u32,
-        at: (Time, Time),
-        behind: Option<(Time, Time)>,
-        published: Option<(Time, Time)>,
-    ) -> Late {
-        let tolerance = nanos(self.workload.tolerance);
-        let allowed = due
-            .saturating_add(tolerance)
-            .saturating_add(nanos(self.workload.clock_error() + EXACT));
-        if at.1 <= allowed {
-            return Late::No;
-        }
-        let happened = self.happened(due, at.1);
-        let published_late = published.is_some_and(|published| published.0 > allowed);
-        // An agent that went may have had it in its hands, unseen.
-        let held = self
-            .agents
-            .iter()
-            .any(|(_, other)| other.disturbed.is_some_and(|disturbed| disturbed >= due));
-        if happened || (!published_late && held) {
-            return Late::Disturbed;
-        }
-        if at.1 <= allowed.saturating_add(self.stalled(due, at.1)) {
-            return Late::Undecided("this program was held up by the machine while it waited");
-        }
-        if published_late {
-            return Late::Yes;
-        }
-        let own = self.agents.get(agent).is_some_and(|agent| agent.disturbed_since(due));
-        // One request may have waited in its hands for as long as it was at another one.
-        let worked = behind.is_some_and(|(from, to)| {
-            at.1 <= to.saturating_add(nanos(AT_ONCE))
-                && at.1 <= allowed.saturating_add(to.saturating_sub(from.max(due)))
-        });
-        if own || worked {
-            return Late::BehindOwnWork;
-        }
-        if self.agents.was_full(pool, due) {
-            return Late::Undecided("all agents were busy, so that requests had to wait");
-        }
-        Late::Yes
-    }
-
-    /// Whether a scheduler went, or the broker was restarted, so that it explains what happened
-    /// between these times.
-    fn happened(&self, from: Time, to: Time) -> bool {
-        let over = |restart: &(Time, Option<Time>)| {
-            restart.1.map_or(Time::MAX, |started| started.saturating_add(nanos(RECOVERY)))
-        };
-        self.restarts.iter().any(|restart| restart.0 <= to && over(restart) >= from)
-            || self.handovers.iter().any(|h| h.at <= to && self.until(h) >= from)
-    }
-
-    /// Until when what schedulers did not publish in time is explained by one that went.
-    fn until(&self, handover: &Handover) -> Time {
-        let elected = handover.elected.map(|at| at.saturating_add(nanos(self.workload.tolerance)));
-        elected.unwrap_or(handover.until)
-    }
-
-    /// How long this program did not run between these times.
-    fn stalled(&self, from: Time, to: Time) -> Time {
-        let within = |&(begun, ended): &(Time, Time)| ended.min(to).saturating_sub(begun.max(from));
-        self.stalls.iter().rev().take(1000).map(within).sum()
-    }
-
-    /// A tick that is closed was received again.
-    pub(super) fn received_closed(&mut self, at: (Time, Time), agent: u32, key: Key) {
-        let due = self.ticks[key.0 as usize].due(key.1);
-        let exists = due.is_some_and(|due| due < nanos(self.workload.duration));
-        if !exists || self.epoch.is_none() {
-            let name = self.name(key);
-            self.general.anomaly(AnomalyKind::Phantom, || {
-                format!("agent {agent} was given {name}, which there is not")
-            });
-        } else if !self.unexecuted.contains(&key) {
-            self.figures.extra_copies += 1;
-            let ago = at.1.saturating_sub(self.epoch.unwrap_or(0) + due.unwrap_or(0));
-            let example = format!(
-                "{} was given to agent {agent} {} after it was due, long after it was executed",
-                self.name(key),
-                words(ago)
-            );
-            for aspect in [Aspect::OncePerTick, Aspect::Skew] {
-                self.of(aspect).anomaly(AnomalyKind::ScheduledTwice, || example.clone());
-            }
-        }
-    }
-
-    /// A tick was executed to its end.
-    pub(super) fn executed_tick(&mut self, key: Key, at: (Time, Time), ok: bool) {
-        let Some(open) = self.open.get(&key) else { return };
-        let broadcast = self.workload.check(key.0).is_some_and(|check| check.group.broadcast);
-        if !ok || broadcast || open.executions() != 1 {
-            return;
-        }
-        let due = open.due;
-        let agent = open.deliveries.iter().find(|handed| handed.executed > 0).map(|h| h.agent);
-        self.figures.begun_after.add(at.0.saturating_sub(due));
-        self.figures.ended_after.add(at.1.saturating_sub(due));
-        match agent.and_then(|agent| self.agents.get(agent)).is_some_and(|agent| agent.slow) {
-            true => self.figures.by_slow += 1,
-            false => self.figures.by_fast += 1,
-        }
-    }
-
-    /// A publish was refused.
-    pub(super) fn refused(&mut self, request: &Request, outcome: &Published) {
-        let Published::Rejected(kind, why) = outcome else {
-            if let Published::Failed(why) = outcome {
-                self.general.disturbed(format!("a scheduler cannot publish: {why}"));
-            }
-            return;
-        };
-        // Who lost its election is refused: that is how it learns of it.
-        if *kind == RejectKind::NotAllowed && self.workload.strategy.elects() {
-            return;
-        }
-        let name = self.name((request.check, request.tick));
-        self.general.disturbed(format!("the broker refused {name}: {why}"));
-    }
-
-    /// Something went wrong that has no event of its own.
-    pub(super) fn trouble(&mut self, words: &str) {
-        if self.restarts.is_empty() {
-            self.general.disturbed(words);
-        }
-    }
-
-    /// Judges a tick of which nothing is due any more, and forgets it.
-    pub(super) fn close(&mut self, key: Key) {
+    /// Judges a tick, and forgets it.
+    pub(super) fn close(&mut self, key: Key, ending: Ending) {
         let Some(open) = self.open.remove(&key) else { return };
         for handed in &open.deliveries {
             self.deliveries.remove(&handed.delivery);
@@ -276,68 +37,126 @@ impl Watch {
                 held.retain(|delivery| *delivery != handed.delivery);
             }
         }
+        let Some(group) = self.workload.check(key.0).map(|check| check.group) else { return };
+        let (broadcast, pool) = (group.broadcast, group.pool);
         self.figures.ticks += 1;
-        let broadcast =
-            self.workload.check(key.0).map(|check| (check.group.broadcast, check.group.pool));
-        let Some((broadcast, pool)) = broadcast else { return };
         self.close_publishes(key, &open);
-        match broadcast {
-            true => self.close_broadcast(key, pool, &open),
-            false => self.close_copies(key, &open, None),
-        }
+        self.close_deliveries(key, &open, broadcast);
         if !open.deliveries.is_empty() {
             self.figures.delivered_ticks += 1;
         }
+        if !broadcast {
+            self.close_lateness(key, pool, &open);
+        }
         if open.executions() > 0 {
             self.figures.executed_ticks += 1;
-        } else {
+        }
+        if ending == Ending::BrokenOff {
+            self.figures.broken_off_ticks += u64::from(self.may_come(key, &open));
+            return;
+        }
+        if open.executions() == 0 {
             self.close_unexecuted(key, &open);
         }
-        if !broadcast {
-            self.close_crashes(key, &open);
+        match broadcast {
+            true => self.close_broadcast(key, pool, &open),
+            false => self.close_crashes(key, &open),
         }
         self.close_phantoms(key, &open);
     }
 
     fn close_publishes(&mut self, key: Key, open: &Open) {
-        let sent = open.publishes.iter().filter(|sent| sent.fate != Fate::NotStored);
-        let times: Vec<_> = sent.map(|sent| sent.at.0).collect();
-        let (Some(first), Some(last)) = (times.iter().min(), times.iter().max()) else { return };
-        if times.len() > 1 {
+        let sent = || open.publishes.iter().filter(|sent| sent.fate != Fate::NotStored);
+        let times = || sent().map(|sent| sent.at.0);
+        let (Some(first), Some(last)) = (times().min(), times().max()) else { return };
+        let mut schedulers = sent().map(|sent| sent.request.scheduler);
+        let one = schedulers.next();
+        if schedulers.any(|other| Some(other) != one) {
             self.figures.spread.add(last - first);
         }
-        if *first < open.due {
+        if first < open.due {
             self.figures.early.add(open.due - first);
         }
-        let waited = first.saturating_sub(open.due);
-        for handover in &mut self.handovers {
-            if (handover.at..=handover.until).contains(&open.due) {
-                handover.gap = handover.gap.max(waited);
+        // When it was in the broker's hands for certain.
+        let stored = sent().filter(|s| matches!(s.fate, Fate::Stored | Fate::Dropped));
+        let waited = stored.map(|sent| sent.at.1).min().map(|at| at.saturating_sub(open.due));
+        let mut late_by = None;
+        for nth in 0..self.handovers.len() {
+            let handover = self.handovers[nth];
+            if !(handover.at..=handover.until).contains(&open.due) {
+                continue;
+            }
+            self.handovers[nth].gap = handover.gap.max(waited.unwrap_or(0));
+            let excused = if handover.excuses { handover.replaced } else { None };
+            let allowed = self.in_time(open.due.max(excused.unwrap_or(0)));
+            let allowed = allowed.saturating_add(self.stalled(handover.at, first));
+            let unknown = handover.excuses && handover.replaced.is_none();
+            if first > allowed && !unknown && !self.restarted_within(open.due, first) {
+                late_by = Some(first - open.due);
             }
         }
-        let _ = key;
+        if let Some(late_by) = late_by {
+            let example = format!(
+                "{} was published {} after it was due, though a scheduler could have",
+                self.name(key),
+                words(late_by)
+            );
+            self.of(Aspect::Failover).anomaly(AnomalyKind::LateTick, || example);
+        }
     }
 
-    /// Judges how many copies of a tick were delivered, to one agent where each has its own.
-    fn close_copies(&mut self, key: Key, open: &Open, agent: Option<u32>) {
-        let copies = open.copies(agent);
-        let Some(first) = copies.iter().filter_map(|copy| open.published(copy)).min() else {
+    /// Judges how often a tick was delivered, for each agent where each has its own.
+    fn close_deliveries(&mut self, key: Key, open: &Open, broadcast: bool) {
+        // The one way of nearly all.
+        if open.deliveries.len() < 2 {
             return;
+        }
+        let to = |handed: &Handed| if broadcast { Some(handed.agent) } else { None };
+        let of = |&place: &usize| {
+            let handed = &open.deliveries[place];
+            let Request { scheduler, copy, .. } = handed.request;
+            (to(handed), scheduler, copy)
         };
-        let first_copy = copies.iter().find(|copy| open.published(copy) == Some(first)).copied();
-        for copy in copies.iter().filter(|copy| Some(**copy) != first_copy) {
+        let mut places: Vec<_> = (0..open.deliveries.len()).collect();
+        places.sort_by_key(|place| (of(place), *place));
+        for one in places.chunk_by(|a, b| of(a) == of(b)) {
+            self.close_redelivered(key, open, one);
+        }
+        // The first delivery of each copy.
+        places.dedup_by_key(|place| of(place));
+        for copies in places.chunk_by(|a, b| of(a).0 == of(b).0).filter(|c| c.len() > 1) {
+            let copies = copies.iter().map(|&place| open.deliveries[place].request);
+            self.close_copies(key, open, copies.collect());
+        }
+    }
+
+    /// Judges the copies of a tick that were delivered: all but the first are too many.
+    fn close_copies(&mut self, key: Key, open: &Open, mut copies: Vec<Request>) {
+        // What a scheduler that was killed did not write down comes last.
+        let published = |copy: &Request| open.published(copy).unwrap_or((Time::MAX, Time::MAX));
+        copies.sort_by_key(published);
+        for pair in copies.windows(2) {
+            let (first, copy) = (&pair[0], &pair[1]);
             self.figures.extra_copies += 1;
-            let window = nanos(self.workload.dedup_window);
-            let apart = open.published(copy).map(|at| at.1.saturating_sub(first.0));
+            let apart = open.published(copy).zip(open.published(first));
+            // The longest that the broker may have seen between the two.
+            let apart = apart.map(|(copy, first)| copy.1.saturating_sub(first.0));
             // What is farther apart than the window no broker is to drop.
-            let explained = apart.is_some_and(|apart| apart >= window)
-                && self.workload.strategy == crate::scheduler::Strategy::DedupId;
+            let explained = apart.is_some_and(|apart| apart >= nanos(self.workload.dedup_window))
+                && self.workload.strategy == Strategy::DedupId;
             let example = format!(
-                "{} was scheduled by scheduler {} and again by scheduler {}, {} apart",
+                "{} was scheduled by scheduler {} (try {}) and again by scheduler {} (try {}), {}",
                 self.name(key),
-                first_copy.map_or(0, |copy| copy.scheduler),
+                first.scheduler,
+                first.copy,
                 copy.scheduler,
-                words(apart.unwrap_or(0))
+                copy.copy,
+                match apart {
+                    Some(apart) if explained =>
+                        format!("{} apart: beyond the window", words(apart)),
+                    Some(apart) => format!("{} apart", words(apart)),
+                    None => "which was killed meanwhile".into(),
+                }
             );
             self.of(Aspect::OncePerTick).anomaly(AnomalyKind::ScheduledTwice, || example.clone());
             match explained {
@@ -348,44 +167,44 @@ impl Watch {
     }
 
     fn close_unexecuted(&mut self, key: Key, open: &Open) {
+        // Nothing of it is to be counted as executed if it comes after all.
+        self.unexecuted.insert(key);
         let (kind, why) = if open.deliveries.iter().any(|handed| handed.expired) {
             self.figures.expired_ticks += 1;
             (AnomalyKind::TickMissed, "it expired before an agent could execute it".to_string())
-        } else if open.is_stored() {
+        } else if open.is_stored() || !open.deliveries.is_empty() {
             self.figures.lost += 1;
             let to = match open.deliveries.last() {
-                Some(handed) => format!("it was given to agent {} last", handed.agent),
+                Some(handed) => format!("agent {} was given it last", handed.agent),
                 None => "no agent was given it".into(),
             };
             (AnomalyKind::TickLost, format!("it was stored, and {to}"))
-        } else if open.publishes.is_empty() && open.skipped {
+        } else if open.publishes.is_empty() && self.left_out(open) {
             self.figures.left_out += 1;
             return; // As it was configured.
         } else {
             self.figures.missed += 1;
-            let why = match (open.publishes.first(), open.came_too_late) {
-                (Some(sent), _) => format!(
+            let why = match open.publishes.first() {
+                Some(sent) => format!(
                     "scheduler {} could not publish it ({:?})",
                     sent.request.scheduler, sent.fate
                 ),
-                (None, true) => "a scheduler came to it when it had expired".into(),
-                (None, false) => "no scheduler published it".into(),
+                None if open.came_too_late => {
+                    "a scheduler came to it when its time had passed".into()
+                }
+                None if !self.any_ran(open.due) => "no scheduler was running".into(),
+                None => "no scheduler published it".into(),
             };
             (AnomalyKind::TickMissed, why)
         };
-        self.unexecuted.insert(key);
-        let handover = self.handovers.iter().any(|h| {
-            // What was in flight when it went counts too.
-            let before =
-                h.at.saturating_sub(nanos(self.workload.clock_error() + self.workload.tolerance));
-            (before..=self.until(h)).contains(&open.due)
-        });
-        let after = self.handovers.first().is_some_and(|first| {
-            open.due.saturating_add(nanos(self.workload.tolerance)) >= first.at
-        });
+        let margin = nanos(self.workload.clock_error() + self.workload.tolerance);
+        // What was in flight when a scheduler went counts too.
+        let after = |at: Time| open.due.saturating_add(margin) >= at;
+        let gap = |h: &super::Handover| after(h.at) && open.due <= self.until(h);
+        let in_gap = self.handovers.iter().any(|h| h.excuses && gap(h));
         let example = format!("{} was not executed: {why}", self.name(key));
-        if kind == AnomalyKind::TickMissed && after {
-            match handover && self.workload.strategy.elects() {
+        if kind == AnomalyKind::TickMissed && self.handovers.first().is_some_and(|h| after(h.at)) {
+            match in_gap && self.workload.strategy.elects() {
                 true => self.figures.missed_in_gap += 1,
                 false => self.of(Aspect::Failover).anomaly(kind, || example.clone()),
             }
@@ -393,53 +212,68 @@ impl Watch {
         self.of(Aspect::EveryTick).anomaly(kind, || example);
     }
 
-    fn close_crashes(&mut self, key: Key, open: &Open) {
-        let lock = self.workload.ack_timeout + self.capabilities.limits.ack_timeout_resolution;
-        let limit = nanos(lock + self.workload.tolerance);
-        for handed in open.deliveries.iter().filter(|h| h.executed == 0 && !h.failed && !h.expired)
-        {
-            let Some(crashed) = handed.crashed else { continue };
-            let next = open.deliveries.iter().filter(|h| h.at.1 >= crashed).map(|h| h.at.1).min();
-            let name = self.name(key);
-            let Some(next) = next else {
-                if self.expiry_of(key, open) > crashed.saturating_add(limit) {
-                    self.of(Aspect::AgentCrash).anomaly(AnomalyKind::TickLost, || {
-                        format!(
-                            "{name} was not executed anywhere after agent {} crashed at it",
-                            handed.agent
-                        )
-                    });
-                }
-                continue;
-            };
-            let span = next - crashed;
-            self.figures.rescued.add(span);
-            if span > limit {
-                let pool = self.workload.check(key.0).map_or(0, |check| check.group.pool);
-                let stalled = self.stalled(crashed, next);
-                if span <= limit + stalled
-                    || self.agents.was_full(pool, crashed)
-                    || self.happened(crashed, next)
-                {
-                    self.of(Aspect::AgentCrash)
-                        .undecided("agents were busy, or this program was held up, when something was to return");
-                    continue;
-                }
-                self.of(Aspect::AgentCrash).anomaly(AnomalyKind::LateRedelivery, || {
-                    format!(
-                        "{name} returned {} after agent {} had crashed at it; its lock lasts {}",
-                        words(span),
-                        handed.agent,
-                        words(nanos(lock))
-                    )
-                });
-            }
+    /// Whether all that might have published a tick left it out on purpose.
+    fn left_out(&self, open: &Open) -> bool {
+        if open.skipped_by.is_empty() || self.workload.strategy.elects() {
+            return !open.skipped_by.is_empty();
         }
+        let margin = nanos(self.workload.clock_error() + self.workload.tolerance);
+        let there = |scheduler: u16, at: Time| {
+            self.state_at(scheduler, at)
+                .is_some_and(|is| !matches!(is, SchedulerState::Killed | SchedulerState::Stopped))
+        };
+        self.schedulers.keys().all(|&scheduler| {
+            open.skipped_by.contains(&scheduler)
+                || !there(scheduler, open.due.saturating_sub(margin))
+                || !there(scheduler, open.due.saturating_add(margin))
+        })
     }
 
-    fn expiry_of(&self, key: Key, open: &Open) -> Time {
-        let expires = self.workload.check(key.0).map(|check| check.group.expires);
-        open.due.saturating_add(nanos(expires.unwrap_or_default()))
+    /// Judges what an agent was at when it crashed.
+    fn close_crashes(&mut self, key: Key, open: &Open) {
+        let resolution = nanos(self.capabilities.limits.ack_timeout_resolution);
+        let limit = (self.lock() + resolution).saturating_add(nanos(self.workload.tolerance));
+        let broken_off = |handed: &&Handed| handed.executed == 0 && !handed.failed;
+        for handed in open.deliveries.iter().filter(broken_off).filter(|h| !h.expired) {
+            let Some(crashed) = handed.crashed else { continue };
+            self.figures.broken_off += 1;
+            if open.executions() == 0 && !open.deliveries.iter().any(|handed| handed.expired) {
+                let example = format!(
+                    "{} was not executed anywhere after agent {} had crashed at it",
+                    self.name(key),
+                    handed.agent
+                );
+                self.of(Aspect::AgentCrash).anomaly(AnomalyKind::TickLost, || example);
+                continue;
+            }
+            let later = open.deliveries.iter().filter(|later| later.at.1 >= crashed);
+            let Some(next) = later.min_by_key(|later| later.at.1) else { continue };
+            let span = next.at.1 - crashed;
+            self.figures.rescued.add(span);
+            // Another one that went may have had it in its hands, unseen, until its own lock passed.
+            let held = next.disturbed.map_or(crashed, |disturbed| disturbed.max(crashed));
+            if next.at.1 <= held.saturating_add(limit) {
+                continue;
+            }
+            let stalled = self.stalled(crashed, next.at.1);
+            if next.at.1 <= held.saturating_add(limit).saturating_add(stalled)
+                || next.full.is_some_and(|full| full >= crashed)
+                || self.restarted_within(crashed, next.at.1)
+            {
+                self.of(Aspect::AgentCrash).undecided(
+                    "agents were busy, or this program was held up, when something was to return",
+                );
+                continue;
+            }
+            let example = format!(
+                "{} returned {} after agent {} had crashed at it; its lock lasts {}",
+                self.name(key),
+                words(span),
+                handed.agent,
+                words(self.lock())
+            );
+            self.of(Aspect::AgentCrash).anomaly(AnomalyKind::LateRedelivery, || example);
+        }
     }
 
     fn close_broadcast(&mut self, key: Key, pool: u16, open: &Open) {
@@ -447,39 +281,95 @@ impl Watch {
         let mut agents: Vec<_> = open.deliveries.iter().map(|handed| handed.agent).collect();
         agents.sort_unstable();
         agents.dedup();
-        for &agent in &agents {
-            self.close_copies(key, open, Some(agent));
-        }
         self.figures.broadcast_deliveries += agents.len() as u64;
-        let Some(first) = open.first_publish().filter(|_| open.is_stored()) else { return };
-        let there = self.agents.iter().filter(|(_, agent)| {
-            agent.shares.iter().any(|share| share.pool == pool) && agent.undisturbed_since(first.0)
-        });
-        let missed: Vec<_> = there
-            .map(|(agent, _)| agent)
-            .filter(|agent| agents.binary_search(agent).is_err())
-            .collect();
-        for agent in missed {
+        if !open.is_stored() && open.deliveries.is_empty() {
+            return;
+        }
+        for agent in self.not_reached(pool, open) {
             let example = format!("agent {agent} was not given {}", self.name(key));
             self.of(Aspect::Broadcast).anomaly(AnomalyKind::MissedBroadcast, || example);
         }
     }
 
-    /// What was delivered and nobody published.
+    /// The agents of a pool that were there all the time, and were not given a broadcast.
+    fn not_reached(&self, pool: u16, open: &Open) -> Vec<u32> {
+        let Some(first) = open.first_publish() else { return Vec::new() };
+        let mut reached: Vec<_> = open.deliveries.iter().map(|handed| handed.agent).collect();
+        reached.sort_unstable();
+        let there = self.agents.iter().filter(|(_, agent)| {
+            agent.shares.iter().any(|share| share.pool == pool) && agent.undisturbed_since(first.0)
+        });
+        there.map(|(agent, _)| agent).filter(|a| reached.binary_search(a).is_err()).collect()
+    }
+
+    /// What was delivered and nobody published so.
     fn close_phantoms(&mut self, key: Key, open: &Open) {
         for handed in &open.deliveries {
-            let request = &handed.request;
-            let sent = open.publishes.iter().find(|sent| sent.request == *request);
-            let excused = self.killed.contains(&request.scheduler);
-            if sent.is_none_or(|sent| sent.fate == Fate::NotStored) && !excused {
-                let name = self.name(key);
-                self.general.anomaly(AnomalyKind::Phantom, || {
+            let Request { scheduler, copy, .. } = handed.request;
+            let sent = open.publishes.iter().find(|sent| sent.request == handed.request);
+            let given = || format!("agent {} was given {}", handed.agent, self.name(key));
+            let (kind, example) = match sent.map(|sent| sent.fate) {
+                // What it had in flight when it was killed nobody wrote down.
+                None if self.killed.get(&scheduler).is_some_and(|&at| {
+                    open.due <= at.saturating_add(nanos(self.workload.clock_error() + EXACT))
+                }) =>
+                {
+                    continue;
+                }
+                None | Some(Fate::NotStored) => (
+                    AnomalyKind::Phantom,
                     format!(
-                        "agent {} was given {name} of scheduler {}, try {}, which did not publish it so",
-                        handed.agent, request.scheduler, request.copy
-                    )
-                });
-            }
+                        "{} of scheduler {scheduler}, try {copy}, which did not publish it so",
+                        given()
+                    ),
+                ),
+                Some(Fate::Dropped) => (
+                    AnomalyKind::ReceiptContradicted,
+                    format!(
+                        "{} of scheduler {scheduler}, try {copy}, whose receipt says that it was dropped as a duplicate",
+                        given()
+                    ),
+                ),
+                Some(Fate::Stored | Fate::Unknown) => continue,
+            };
+            self.general.anomaly(kind, || example);
+        }
+    }
+
+    /// A tick that is closed was received again.
+    pub(super) fn received_closed(
+        &mut self,
+        at: (Time, Time),
+        agent: u32,
+        key: Key,
+        attempt: Option<u32>,
+    ) {
+        // It counts as missed or lost already; or the agent was away while others were given it.
+        if self.unexecuted.contains(&key) || self.is_broadcast(key) {
+            return;
+        }
+        if self.restarted_within(at.1.saturating_sub(self.horizon), at.1) {
+            let why =
+                "requests returned long after they were executed, since the broker was restarted";
+            self.of(Aspect::OncePerTick).undecided(why);
+            return;
+        }
+        let due = self.ticks[key.0 as usize].due(key.1).unwrap_or(0);
+        let ago = at.1.saturating_sub(self.epoch.unwrap_or(0) + due);
+        let example = format!(
+            "{} was given to agent {agent} {} after it was due, long after it was executed",
+            self.name(key),
+            words(ago)
+        );
+        // Which copy it was is forgotten; the broker knows whether it delivered it before.
+        if attempt.is_some_and(|attempt| attempt > 1) {
+            self.figures.redelivered_without_cause += 1;
+            self.of(Aspect::OncePerTick).anomaly(AnomalyKind::DeliveredTwice, || example);
+            return;
+        }
+        self.figures.extra_copies += 1;
+        for aspect in [Aspect::OncePerTick, Aspect::Skew] {
+            self.of(aspect).anomaly(AnomalyKind::ScheduledTwice, || example.clone());
         }
     }
 }

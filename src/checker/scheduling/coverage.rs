@@ -1,7 +1,10 @@
 //! How equally a pool was covered.
 
 use super::{Watch, crew::Agent};
-use crate::checker::{AnomalyKind, Findings, millis};
+use crate::{
+    checker::{AnomalyKind, Findings, millis},
+    scheduler::AgentGroup,
+};
 
 /// How improbable it must be that choosing by chance gives any agent as little.
 const IMPROBABLE: f64 = 1e-6;
@@ -13,19 +16,20 @@ pub(super) fn judge(watch: &Watch, findings: &mut Findings) {
         return;
     };
     let mut seen = false;
-    for (pool, name) in (0..).zip(&watch.workload.pools) {
+    for (pool, name, group) in kinds(watch) {
         let share = |agent: &Agent| {
             agent.shares.iter().find(|share| share.pool == pool).map(|s| (s.received, s.first))
         };
+        // Only agents that are alike can be expected to get as much as each other.
+        let alike = |agent: &Agent| !agent.slow && agent.group == group;
         let steady =
-            watch.agents.iter().filter(|(_, agent)| !agent.slow && agent.steady(from, until));
+            watch.agents.iter().filter(|(_, agent)| alike(agent) && agent.steady(from, until));
         let shares: Vec<_> =
             steady.filter_map(|(id, agent)| Some((id, share(agent)?, agent.idle))).collect();
         if shares.len() < 2 {
             continue;
         }
-        let one = watch.workload.pools.len() == 1;
-        let key = |figure: &str| if one { figure.to_string() } else { format!("{name}_{figure}") };
+        let key = |figure: &str| format!("{name}{figure}");
         let agents = shares.len() as f64;
         let counts = || shares.iter().map(|(_, (count, _), _)| f64::from(*count));
         let total: f64 = counts().sum();
@@ -79,6 +83,24 @@ pub(super) fn judge(watch: &Watch, findings: &mut Findings) {
         }
     }
     findings.require(seen, "fewer than two agents were there throughout");
+}
+
+/// The kinds of agents that are judged: by their pool and their group, with what the names of their
+/// figures begin with where there are several.
+fn kinds(watch: &Watch) -> impl Iterator<Item = (u16, String, usize)> + '_ {
+    let workload = &watch.workload;
+    let pools = (0..).zip(&workload.pools);
+    pools.flat_map(move |(pool, name)| {
+        let of_pool = move |group: &AgentGroup| group.pools.contains(&pool) && !group.slow;
+        let several = workload.agents.iter().filter(|group| of_pool(group)).count() > 1;
+        let groups = workload.agents.iter().enumerate().filter(move |(_, group)| of_pool(group));
+        groups.map(move |(group, _)| {
+            let pool_name = if workload.pools.len() == 1 { "" } else { name };
+            let of_group = if several { format!("group_{group}") } else { String::new() };
+            let parts = [pool_name, &of_group].into_iter().filter(|part| !part.is_empty());
+            (pool, parts.map(|part| format!("{part}_")).collect(), group)
+        })
+    })
 }
 
 /// The probability that a Poisson variable of this mean is at most so large.

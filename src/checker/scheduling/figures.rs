@@ -2,7 +2,7 @@
 
 use hdrhistogram::Histogram;
 
-use super::tick::{Cause, Fate};
+use super::{again::Cause, tick::Fate};
 use crate::checker::{Findings, evidence::Time};
 
 /// The figures.
@@ -29,6 +29,11 @@ pub(super) struct Figures {
     pub(super) extra_copies: u64,
     pub(super) explained_copies: u64,
     redelivered: [u64; Cause::ALL.len()],
+    pub(super) redelivered_without_cause: u64,
+    /// Ticks that were open when the record broke off.
+    pub(super) broken_off_ticks: u64,
+    /// For each pool: ticks that came late, and that an agent that went may have had, unseen.
+    pub(super) late_unseen: Vec<u64>,
     /// Deliveries that a crash broke off, and how long after it their ticks were received again.
     pub(super) broken_off: u64,
     pub(super) rescued: Spans,
@@ -51,35 +56,40 @@ pub(super) struct Figures {
 
 /// Spans of time, to three digits, in constant memory.
 #[derive(Debug)]
-pub(super) struct Spans(Histogram<u64>);
+pub(super) struct Spans {
+    all: Histogram<u64>,
+    /// The longest, exactly.
+    max: Time,
+}
 
 impl Spans {
     fn new() -> Self {
         // Three digits of microseconds; it grows by itself. They are in its range.
         #[expect(clippy::expect_used)] // three digits are always taken
-        Spans(Histogram::new(3).expect("three significant digits"))
+        Spans { all: Histogram::new(3).expect("three significant digits"), max: 0 }
     }
 
     pub(super) fn add(&mut self, nanos: Time) {
         // It grows by itself: what 64 bits of nanoseconds hold has room.
-        let _ = self.0.record(nanos / 1000);
+        let _ = self.all.record(nanos / 1000);
+        self.max = self.max.max(nanos);
     }
 
     pub(super) fn len(&self) -> u64 {
-        self.0.len()
+        self.all.len()
     }
 
     pub(super) fn quantile(&self, quantile: f64) -> Time {
-        self.0.value_at_quantile(quantile) * 1000
+        (self.all.value_at_quantile(quantile) * 1000).min(self.max)
     }
 
     pub(super) fn max(&self) -> Time {
-        if self.0.is_empty() { 0 } else { self.0.max() * 1000 }
+        self.max
     }
 
     /// Notes count, median, 99th percentile and the longest under names that begin so.
     pub(super) fn observe(&self, name: &str, findings: &mut Findings) {
-        if self.0.is_empty() {
+        if self.all.is_empty() {
             return;
         }
         let ms = |nanos: Time| (nanos as f64 / 1e4).round() / 100.0;
@@ -90,7 +100,7 @@ impl Spans {
 }
 
 impl Figures {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(pools: usize) -> Self {
         Figures {
             ticks: 0,
             executed_ticks: 0,
@@ -110,6 +120,9 @@ impl Figures {
             extra_copies: 0,
             explained_copies: 0,
             redelivered: [0; Cause::ALL.len()],
+            redelivered_without_cause: 0,
+            broken_off_ticks: 0,
+            late_unseen: vec![0; pools],
             broken_off: 0,
             rescued: Spans::new(),
             received_after: Spans::new(),

@@ -6,28 +6,34 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BinaryHeap, HashMap, HashSet},
 };
 
 use queueproof_backends::Capabilities;
 
 use super::{AnomalyKind, Findings, evidence::Time, words};
 use crate::{
-    history::{How, Op, What, nanos},
-    scheduler::{AgentState, BrokerState, Event, Request, SchedulerState, Tick, Ticks, Workload},
+    history::{Op, What, nanos},
+    scheduler::{BrokerState, Event, SchedulerState, Tick, Ticks, Workload},
 };
 
+mod again;
 mod aspect;
 mod close;
 mod coverage;
 mod crew;
 mod figures;
+mod intake;
+mod late;
+#[cfg(test)]
+mod tests;
 mod tick;
 
 pub use aspect::{Aspect, exercised};
+use close::Ending;
 use crew::Agents;
 use figures::Figures;
-use tick::{Cause, Fate, Handed, Open, Sent, Settled};
+use tick::{Handed, Open};
 
 /// A tick of a check.
 type Key = (u32, u64);
@@ -47,22 +53,31 @@ pub struct Watch {
     /// The next tick of each check that is not open yet: when it is due since the epoch, which.
     coming: BinaryHeap<Reverse<(u64, u32, u64)>>,
     open: HashMap<Key, Open>,
-    /// The open ticks by the time they were due.
-    closing: VecDeque<(Time, Key)>,
+    /// Up to which due time ticks were opened.
+    opened: Time,
+    /// The open ticks by the time at which they are to be closed.
+    closing: BinaryHeap<Reverse<(Time, Key)>>,
     /// How long a tick stays open after it was due.
     horizon: Time,
-    /// Which tick a delivery is of, while that is open.
-    deliveries: HashMap<u64, Key>,
+    /// How long something may still happen to what was delivered after the last that did.
+    quiet: Time,
+    /// Which tick a delivery is of, while that is open, and which of its deliveries it is.
+    deliveries: HashMap<u64, (Key, usize)>,
     next_delivery: u64,
     /// Ticks that were closed as missed or lost: all others that are closed were executed.
     unexecuted: HashSet<Key>,
     agents: Agents,
     /// What agents that are there hold: to know what a crash broke off.
     held: HashMap<u32, Vec<u64>>,
-    schedulers: BTreeMap<u16, SchedulerState>,
+    /// Whether anybody settles anything: not where nothing is acknowledged.
+    settles: bool,
+    /// What each scheduler was, since when.
+    schedulers: BTreeMap<u16, Vec<(Time, SchedulerState)>>,
+    /// The one that the broker elected.
+    leader: Option<u16>,
     /// Schedulers that were killed: what they had in flight nobody wrote down.
-    killed: HashSet<u16>,
-    /// When schedulers were stopped, killed or paused, and when another one was elected after it.
+    killed: BTreeMap<u16, Time>,
+    /// When schedulers that published were stopped, killed or paused.
     handovers: Vec<Handover>,
     /// When the broker was stopped, and started again.
     restarts: Vec<(Time, Option<Time>)>,
@@ -76,14 +91,19 @@ pub struct Watch {
     general: Findings,
 }
 
-/// A moment at which a scheduler stopped publishing, though not for good reason.
+/// A moment at which a scheduler that published went, or was paused.
 #[derive(Debug, Clone, Copy)]
 struct Handover {
     at: Time,
-    /// Until when what it does not publish is explained by it.
+    /// Until when it is looked at what became of the ticks.
     until: Time,
-    elected: Option<Time>,
-    /// The longest that a tick that was due after it waited for its first publish.
+    /// Whether it was paused, and keeps its place.
+    pause: bool,
+    /// Whether nobody else published then: the broker elects one, or there was no other.
+    excuses: bool,
+    /// When another one was elected or started, or it went on itself.
+    replaced: Option<Time>,
+    /// The longest that a tick that was due after it waited until it was stored.
     gap: Time,
 }
 
@@ -107,6 +127,7 @@ impl Watch {
         let ticks = ticks.collect::<Result<Vec<_>, _>>()?;
         let limits = &capabilities.limits;
         let lock = workload.ack_timeout + limits.ack_timeout_resolution;
+        let quiet = nanos(lock + workload.tolerance * 2 + workload.longest_execution());
         let horizon = nanos(workload.longest_expiry())
             .saturating_add(nanos(lock + workload.tolerance) * 3)
             .saturating_add(nanos(workload.longest_execution() + workload.longest_disturbance()))
@@ -114,7 +135,7 @@ impl Watch {
         Ok(Watch {
             names: workload.all_checks().map(|check| check.name()).collect(),
             agents: Agents::new(workload),
-            figures: Figures::new(),
+            figures: Figures::new(workload.pools.len()),
             workload: workload.clone(),
             capabilities: capabilities.clone(),
             ticks,
@@ -124,14 +145,18 @@ impl Watch {
             last: 0,
             coming: BinaryHeap::new(),
             open: HashMap::new(),
-            closing: VecDeque::new(),
+            opened: 0,
+            closing: BinaryHeap::new(),
             horizon,
+            quiet,
             deliveries: HashMap::new(),
             next_delivery: 0,
             unexecuted: HashSet::new(),
             held: HashMap::new(),
             schedulers: BTreeMap::new(),
-            killed: HashSet::new(),
+            leader: None,
+            settles: false,
+            killed: BTreeMap::new(),
             handovers: Vec::new(),
             restarts: Vec::new(),
             stalls: Vec::new(),
@@ -177,17 +202,16 @@ impl Watch {
             }
             Event::Drained => {
                 self.drained = Some(at.1);
-                self.close_all();
+                self.close_all(Ending::Final);
             }
             Event::Scheduler { scheduler, is } => self.scheduler(*scheduler, *is, at.1),
-            Event::Publish { request, outcome } => {
-                self.publish(at, *request, Fate::from(outcome))?;
-                self.refused(request, outcome);
+            Event::Publish { request, outcome } => self.publish(at, *request, outcome)?,
+            Event::Skip { scheduler, check, ticks, expired } => {
+                self.skip(*scheduler, *check, *ticks, *expired)?;
             }
-            Event::Skip { check, ticks, expired, .. } => self.skip(*check, *ticks, *expired)?,
             Event::Agent { agent, is } => self.agent(*agent, *is, at)?,
-            Event::Receive { agent, delivery, request, .. } => {
-                self.receive(at, *agent, *delivery, *request)?;
+            Event::Receive { agent, delivery, request, attempt } => {
+                self.receive(at, *agent, *delivery, *request, *attempt)?;
             }
             Event::Unreadable { agent, delivery, problem } => {
                 self.next_delivery = self.next_delivery.max(delivery + 1);
@@ -200,7 +224,7 @@ impl Watch {
             Event::Expire { agent, delivery } => self.expire(at, *agent, *delivery)?,
             Event::Execute { agent, delivery, ok } => self.execute(at, *agent, *delivery, *ok)?,
             Event::Settle { agent, delivery, how, outcome } => {
-                self.settle(*agent, *delivery, Settled::new(*how, at, outcome))?;
+                self.settle(at, *agent, *delivery, (*how, outcome))?;
             }
             Event::Broker(BrokerState::Stopped) => self.restarts.push((at.1, None)),
             Event::Broker(BrokerState::Started) => {
@@ -210,7 +234,11 @@ impl Watch {
             }
             Event::Lost { times } => self.lost_connections += times,
             Event::Load(_) => {}
-            Event::Trouble(words) => self.trouble(words),
+            Event::Trouble(words) => {
+                if !self.restarted_within(at.0, at.1) {
+                    self.general.disturbed(words.as_str());
+                }
+            }
         }
         Ok(())
     }
@@ -244,281 +272,47 @@ impl Watch {
             {
                 self.coming.push(Reverse((next.due, check, next.number)));
             }
-            let key = (check, number);
-            self.open.insert(key, Open::new(epoch + due));
-            self.closing.push_back((epoch + due, key));
+            let (key, due) = ((check, number), epoch + due);
+            // One that came before its time is open already.
+            self.open.entry(key).or_insert_with(|| Open::new(due));
+            self.opened = self.opened.max(due);
+            self.closing.push(Reverse((due.saturating_add(self.horizon), key)));
         }
     }
 
+    /// Closes what has been open for long enough, and of which nothing can come any more.
     fn close_until(&mut self, now: Time) {
-        while let Some((due, key)) = self.closing.front().copied()
-            && due.saturating_add(self.horizon) < now
+        while let Some(&Reverse((at, key))) = self.closing.peek()
+            && at < now
         {
-            self.closing.pop_front();
-            self.close(key);
-        }
-    }
-
-    fn close_all(&mut self) {
-        while let Some((_, key)) = self.closing.pop_front() {
-            self.close(key);
-        }
-    }
-
-    fn scheduler(&mut self, scheduler: u16, is: SchedulerState, at: Time) {
-        let before = self.schedulers.insert(scheduler, is);
-        let running = self.epoch.is_some() && self.ended.is_none();
-        let over = self
-            .epoch
-            .is_some_and(|epoch| at >= epoch.saturating_add(nanos(self.workload.duration)));
-        match is {
-            SchedulerState::Killed | SchedulerState::Stopped | SchedulerState::Paused
-                if running && !over =>
-            {
-                let stood_by = self.workload.strategy.elects()
-                    && !matches!(before, Some(SchedulerState::Elected | SchedulerState::Resumed));
-                if is == SchedulerState::Killed {
-                    self.killed.insert(scheduler);
-                }
-                if !stood_by {
-                    let until = at.saturating_add(nanos(self.workload.hand_over_limit()));
-                    self.handovers.push(Handover { at, until, elected: None, gap: 0 });
-                }
-            }
-            SchedulerState::Elected | SchedulerState::Resumed => {
-                if let Some(handover) = self.handovers.last_mut() {
-                    handover.elected.get_or_insert(at);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn key(&self, request: &Request) -> Result<Key, String> {
-        let check = self.ticks.get(request.check as usize);
-        check
-            .map(|_| (request.check, request.tick))
-            .ok_or_else(|| format!("check {}, where there are {}", request.check, self.ticks.len()))
-    }
-
-    fn publish(&mut self, at: (Time, Time), request: Request, fate: Fate) -> Result<(), String> {
-        let key = self.key(&request)?;
-        self.figures.published(fate);
-        if let Some(epoch) = self.epoch
-            && self.workload.clock(request.scheduler).shows(at.0.saturating_sub(epoch))
-                + nanos(EXACT)
-                < self.ticks[key.0 as usize].due(key.1).unwrap_or(0)
-        {
-            let example = || {
-                format!(
-                    "{} was published by scheduler {} at {}, before its clock showed the due time",
-                    self.name(key),
-                    request.scheduler,
-                    words(at.0.saturating_sub(epoch))
-                )
-            };
-            let example = example();
-            for aspect in [Aspect::Lateness, Aspect::Skew] {
-                self.of(aspect).anomaly(AnomalyKind::EarlyTick, || example.clone());
+            self.closing.pop();
+            let Some(open) = self.open.get(&key) else { continue };
+            let quiet = open.last.saturating_add(self.quiet);
+            if quiet >= now {
+                self.closing.push(Reverse((quiet, key)));
+            } else if self.may_come(key, open) {
+                self.closing.push(Reverse((now.saturating_add(self.horizon), key)));
+            } else {
+                self.close(key, Ending::Final);
             }
         }
-        if let Some(open) = self.open.get_mut(&key) {
-            open.publishes.push(Sent { request, at, fate });
-        }
-        Ok(())
     }
 
-    fn skip(&mut self, check: u32, ticks: (u64, u64), expired: bool) -> Result<(), String> {
-        let rule = self.ticks.get(check as usize).ok_or_else(|| format!("check {check}"))?;
-        let Some(mut due) = rule.due(ticks.0) else { return Ok(()) };
-        // What is long closed was judged without; what is open are few.
-        let oldest = self.closing.front().map_or(0, |(due, _)| *due);
-        due = due.max(oldest.saturating_sub(self.epoch.unwrap_or(0)));
-        while let Some(tick) = rule.from(due).filter(|tick| tick.number <= ticks.1) {
-            if let Some(open) = self.open.get_mut(&(check, tick.number)) {
-                open.skipped |= !expired;
-                open.came_too_late |= expired;
-            }
-            due = tick.due + 1;
+    /// Closes all ticks, in the order of their due times.
+    fn close_all(&mut self, ending: Ending) {
+        self.closing.clear();
+        let mut keys: Vec<_> = self.open.iter().map(|(key, open)| (open.due, *key)).collect();
+        keys.sort_unstable();
+        for (_, key) in keys {
+            self.close(key, ending);
         }
-        Ok(())
     }
 
-    fn agent(&mut self, agent: u32, is: AgentState, at: (Time, Time)) -> Result<(), String> {
-        self.agents.change(&self.workload, agent, is, at)?;
-        match is {
-            AgentState::Joined => self.figures.joined(at, self.epoch.is_none()),
-            AgentState::Crashed => {
-                for delivery in self.held.remove(&agent).unwrap_or_default() {
-                    let open =
-                        self.deliveries.get(&delivery).and_then(|key| self.open.get_mut(key));
-                    if let Some(handed) = open.and_then(|open| open.handed(delivery)) {
-                        handed.crashed = Some(at.1);
-                        self.figures.broken_off += 1;
-                    }
-                }
-            }
-            AgentState::Left => drop(self.held.remove(&agent)),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn receive(
-        &mut self,
-        at: (Time, Time),
-        agent: u32,
-        delivery: u64,
-        request: Request,
-    ) -> Result<(), String> {
-        let key = self.key(&request)?;
-        self.next_delivery = self.next_delivery.max(delivery + 1);
-        let Some(group) = self.workload.check(request.check).map(|check| check.group) else {
-            return Err(format!("check {}", request.check));
-        };
-        let (pool, broadcast) = (group.pool, group.broadcast);
-        self.figures.received += 1;
-        let behind = self.agents.get(agent).and_then(|agent| agent.busy);
-        self.agents.took(&self.workload, agent, pool, broadcast, at.1)?;
-        let Some(open) = self.open.get(&key) else {
-            self.received_closed(at, agent, key);
-            return Ok(());
-        };
-        let first = open.deliveries.is_empty();
-        let cause = self.cause(open, agent, broadcast, &request, at);
-        if let Some(cause) = cause {
-            match cause {
-                Ok(cause) => self.figures.redelivered(cause),
-                Err(ago) => {
-                    let example = format!(
-                        "{} was given to agent {agent} {} after the request had been given to agent {}",
-                        self.name(key),
-                        words(ago.0),
-                        ago.1
-                    );
-                    self.of(Aspect::OncePerTick).anomaly(AnomalyKind::DeliveredTwice, || example);
-                }
-            }
-        }
-        if first && !broadcast {
-            self.first_received(key, pool, agent, at, behind);
-        }
-        if let Some(open) = self.open.get_mut(&key) {
-            open.deliveries.push(Handed {
-                delivery,
-                agent,
-                request,
-                at,
-                touched: None,
-                executed: 0,
-                executed_at: None,
-                failed: false,
-                expired: false,
-                settled: None,
-                crashed: None,
-            });
-        }
-        self.deliveries.insert(delivery, key);
-        self.held.entry(agent).or_default().push(delivery);
-        Ok(())
-    }
-
-    /// The delivery of that number, while its tick is open.
-    fn handed(&mut self, delivery: u64) -> Result<Option<(Key, &mut Handed)>, String> {
-        if delivery >= self.next_delivery {
-            return Err(format!("delivery {delivery}, which was not made"));
-        }
-        let Some(&key) = self.deliveries.get(&delivery) else { return Ok(None) };
-        let open = self.open.get_mut(&key);
-        Ok(open.and_then(|open| open.handed(delivery)).map(|handed| (key, handed)))
-    }
-
-    fn expire(&mut self, at: (Time, Time), agent: u32, delivery: u64) -> Result<(), String> {
-        let Some((key, handed)) = self.handed(delivery)? else { return Ok(()) };
-        handed.expired = true;
-        self.figures.expired += 1;
-        let expiry = self.expiry(key);
-        if at.1 < expiry {
-            let example = format!(
-                "{} was dropped by agent {agent} as expired, {} before its time had passed",
-                self.name(key),
-                words(expiry - at.1)
-            );
-            self.of(Aspect::Expired).anomaly(AnomalyKind::DroppedFresh, || example);
-        }
-        Ok(())
-    }
-
-    /// When a tick is not worth executing any more.
-    fn expiry(&self, key: Key) -> Time {
-        let due = self.open.get(&key).map_or(0, |open| open.due);
-        let expires = self.workload.check(key.0).map(|check| check.group.expires);
-        due.saturating_add(nanos(expires.unwrap_or_default()))
-    }
-
-    fn execute(
-        &mut self,
-        at: (Time, Time),
-        agent: u32,
-        delivery: u64,
-        ok: bool,
-    ) -> Result<(), String> {
-        self.figures.executed(ok);
-        let Some((key, handed)) = self.handed(delivery)? else { return Ok(()) };
-        let received = handed.at;
-        handed.failed |= !ok;
-        if ok {
-            handed.executed += 1;
-            handed.executed_at.get_or_insert(at);
-        }
-        let times = handed.executed;
-        if times > 1 {
-            let example = format!("{} was executed {times} times by agent {agent}", self.name(key));
-            self.of(Aspect::OncePerTick).anomaly(AnomalyKind::ExecutedTwice, || example);
-        }
-        let expiry = self.expiry(key);
-        if received.1 > expiry {
-            let example = format!(
-                "{} was executed by agent {agent}, which was given it {} after its time had passed",
-                self.name(key),
-                words(received.1 - expiry)
-            );
-            self.of(Aspect::Expired).anomaly(AnomalyKind::ExecutedExpired, || example);
-        }
-        self.executed_tick(key, at, ok);
-        self.release(agent, delivery);
-        Ok(())
-    }
-
-    fn settle(&mut self, agent: u32, delivery: u64, settled: Settled) -> Result<(), String> {
-        let Some((key, handed)) = self.handed(delivery)? else { return Ok(()) };
-        if settled.how == How::Touch {
-            if settled.accepted {
-                handed.touched = Some(settled.at.1);
-            }
-            return Ok(());
-        }
-        handed.settled = Some(settled);
-        let work = (handed.at.1, settled.at.1);
-        let crashed = handed.crashed.is_some();
-        if !crashed && let Some(check) = self.workload.check(key.0) {
-            let group = check.group;
-            self.agents.done(agent, group.pool, group.broadcast, work);
-        }
-        self.release(agent, delivery);
-        Ok(())
-    }
-
-    /// An agent holds a delivery no more when it is settled and executed, or dropped.
-    fn release(&mut self, agent: u32, delivery: u64) {
-        let done = |handed: &Handed| {
-            handed.settled.is_some() && (handed.executed > 0 || handed.failed || handed.expired)
-        };
-        if self.handed(delivery).ok().flatten().is_some_and(|(_, handed)| done(handed))
-            && let Some(held) = self.held.get_mut(&agent)
-        {
-            held.retain(|held| *held != delivery);
-        }
+    /// Until when what schedulers did not publish in time is explained by one that went.
+    fn until(&self, handover: &Handover) -> Time {
+        let replaced =
+            handover.replaced.map(|at| at.saturating_add(nanos(self.workload.tolerance)));
+        replaced.unwrap_or(handover.until)
     }
 
     /// A tick's name in examples.
@@ -535,15 +329,3 @@ impl Watch {
 /// How exact timers are: they have a resolution of a millisecond, and never fire early; clocks are
 /// computed in whole nanoseconds.
 const EXACT: std::time::Duration = std::time::Duration::from_millis(1);
-
-impl Cause {
-    /// All of them.
-    const ALL: [Cause; 6] = [
-        Cause::HandedOn,
-        Cause::Crash,
-        Cause::Disturbed,
-        Cause::LockPassed,
-        Cause::Restart,
-        Cause::AckUncertain,
-    ];
-}

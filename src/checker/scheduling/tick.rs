@@ -15,10 +15,12 @@ pub(super) struct Open {
     pub(super) publishes: Vec<Sent>,
     /// What was handed to agents of it, in that order.
     pub(super) deliveries: Vec<Handed>,
-    /// Whether a scheduler left it out on purpose.
-    pub(super) skipped: bool,
+    /// The schedulers that left it out on purpose.
+    pub(super) skipped_by: Vec<u16>,
     /// Whether a scheduler came to it when its time had passed.
     pub(super) came_too_late: bool,
+    /// When something of it happened last.
+    pub(super) last: Time,
 }
 
 /// A publish of a tick.
@@ -50,8 +52,12 @@ pub(super) struct Handed {
     pub(super) request: Request,
     /// When the agent asked, and when it got it.
     pub(super) at: (Time, Time),
-    /// When its lock was extended last.
+    /// Since when it is locked at the earliest, as far as it was extended.
     pub(super) touched: Option<Time>,
+    /// When its lock had passed at the earliest before it was extended or settled, if it may have.
+    pub(super) lapsed: Option<Time>,
+    /// When it was handed back: invoked and completed.
+    pub(super) nacked: Option<(Time, Time)>,
     /// How often it was executed to its end.
     pub(super) executed: u32,
     /// When it was first.
@@ -64,6 +70,14 @@ pub(super) struct Handed {
     pub(super) settled: Option<Settled>,
     /// When its agent crashed, if it did before the delivery was executed and settled.
     pub(super) crashed: Option<Time>,
+    /// Whether the agent is done with it, so that it has room for another one.
+    pub(super) done: bool,
+    /// The agent's last execution before it.
+    pub(super) behind: Option<(Time, Time)>,
+    /// When, by its receipt, all agents of the pool were at something last.
+    pub(super) full: Option<Time>,
+    /// When, by its receipt, an agent of the pool went, was cut or hung last.
+    pub(super) disturbed: Option<Time>,
 }
 
 /// A settlement.
@@ -75,31 +89,8 @@ pub(super) struct Settled {
     pub(super) confirmed: bool,
     /// Whether it was at least sent.
     pub(super) accepted: bool,
-}
-
-/// Why a request was delivered again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Cause {
-    HandedOn,
-    Crash,
-    Disturbed,
-    LockPassed,
-    Restart,
-    AckUncertain,
-}
-
-impl Cause {
-    /// Its name in the figures.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Cause::HandedOn => "handed_on",
-            Cause::Crash => "agent_crashed",
-            Cause::Disturbed => "agent_disturbed",
-            Cause::LockPassed => "lock_passed",
-            Cause::Restart => "broker_restarted",
-            Cause::AckUncertain => "ack_uncertain",
-        }
-    }
+    /// Whether it was refused, since the lock had passed.
+    pub(super) too_late: bool,
 }
 
 impl From<&Published> for Fate {
@@ -119,7 +110,8 @@ impl Settled {
     pub(super) fn new(how: How, at: (Time, Time), outcome: &SettleOutcome) -> Self {
         let confirmed = *outcome == SettleOutcome::Confirmed;
         let accepted = confirmed || *outcome == SettleOutcome::Sent;
-        Settled { how, at, confirmed, accepted }
+        let too_late = *outcome == SettleOutcome::LeaseLost;
+        Settled { how, at, confirmed, accepted, too_late }
     }
 }
 
@@ -144,23 +136,43 @@ impl Open {
         self.deliveries.iter().map(|handed| handed.executed).sum()
     }
 
-    /// The copies that were delivered, to this agent only if there is one: each once.
-    pub(super) fn copies(&self, agent: Option<u32>) -> Vec<Request> {
-        let mut copies: Vec<Request> = Vec::new();
-        for handed in self.deliveries.iter().filter(|h| agent.is_none_or(|a| a == h.agent)) {
-            if !copies.contains(&handed.request) {
-                copies.push(handed.request);
-            }
-        }
-        copies
-    }
-
     /// When a copy was published, as far as that was written down.
     pub(super) fn published(&self, copy: &Request) -> Option<(Time, Time)> {
         self.publishes.iter().find(|sent| sent.request == *copy).map(|sent| sent.at)
     }
 
-    pub(super) fn handed(&mut self, delivery: u64) -> Option<&mut Handed> {
-        self.deliveries.iter_mut().find(|handed| handed.delivery == delivery)
+    /// Whether the broker deleted it before it was executed, since it was told so.
+    pub(super) fn is_given_up(&self) -> bool {
+        let given_up = |handed: &Handed| {
+            handed.expired
+                || handed
+                    .settled
+                    .is_some_and(|s| s.accepted && matches!(s.how, How::Ack | How::Reject))
+        };
+        self.deliveries.iter().any(given_up)
+    }
+}
+
+impl Handed {
+    pub(super) fn new(delivery: u64, agent: u32, request: Request, at: (Time, Time)) -> Self {
+        Handed {
+            delivery,
+            agent,
+            request,
+            at,
+            touched: None,
+            lapsed: None,
+            nacked: None,
+            executed: 0,
+            executed_at: None,
+            failed: false,
+            expired: false,
+            settled: None,
+            crashed: None,
+            done: false,
+            behind: None,
+            full: None,
+            disturbed: None,
+        }
     }
 }
