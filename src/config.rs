@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::plan::Suite;
 
 mod etcd;
+mod feasible;
 mod layers;
 mod list;
 mod nats;
