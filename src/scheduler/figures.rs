@@ -69,7 +69,7 @@ impl Costs {
         tell("watchers", self.most.watchers.map(|n| n as f64));
         let connected = begun.connections.zip(first.connections);
         let connected =
-            connected.map(|(now, before)| now.saturating_sub(before)).filter(|n| *n > 0);
+            connected.map(|(now, before)| now.saturating_sub(before)).filter(|n| *n >= MANY);
         let grown =
             begun.resident.zip(first.resident).map(|(now, before)| now.saturating_sub(before));
         let each = grown.zip(connected).map(|(grown, n)| grown as f64 / 1e3 / n as f64);
@@ -77,6 +77,9 @@ impl Costs {
         figures
     }
 }
+
+/// How many connections it takes until the broker's memory tells what one costs.
+const MANY: u64 = 100;
 
 /// Four digits are all that such a figure is worth.
 fn round(value: f64) -> f64 {
