@@ -37,7 +37,6 @@ async fn stage() -> Stage {
         capabilities: capabilities.clone(),
         virtual_time: true,
         flaw: None,
-        workload: None,
     };
     let ledger = Ledger::new(header, None).unwrap();
     Stage::new(connector, Suite::quick(), capabilities, ledger, 1, "qp-bench".into(), None)
