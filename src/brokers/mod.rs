@@ -45,7 +45,8 @@ pub static BROKERS: &[BrokerKind] = &[nats::NATS, pulsar::PULSAR, nsq::NSQ, etcd
 /// One broker that queueproof can find, install and run.
 #[derive(Debug)]
 pub struct BrokerKind {
-    /// Its name as a user types it, which is its backend's too.
+    /// Its name as a user types it, which is its backend's too (etcd has none: it is a store that
+    /// the scheduler's baseline uses).
     pub name: &'static str,
     /// The version that `install` takes when none is asked for.
     pub pinned: &'static str,
@@ -128,15 +129,17 @@ pub struct StartSettings {
     pub storage: bool,
     /// When stored messages are synced to the disk; `None` for the broker's default. For nsqd that
     /// concerns what exceeds its memory queue, which alone reaches the disk, and
-    /// [`SyncInterval::Always`] is an error, since it syncs after it has confirmed.
+    /// [`SyncInterval::Always`] is an error, since it syncs after it has confirmed. For etcd any
+    /// other is one.
     pub sync: Option<SyncInterval>,
     /// Lines for the broker's configuration file, in its own language. Addresses, name and store
-    /// directory are queueproof's, whatever these lines say. nsqd is started without such a file:
-    /// for it they are an error.
+    /// directory are queueproof's, whatever these lines say. nsqd and etcd are started without such
+    /// a file: for them they are an error.
     pub extra: String,
-    /// Further options of the process: nsqd's flags, each as `-name=value`, or those of Pulsar's
-    /// Java machine, as `-Xmx1g`, which win over queueproof's own. NATS has none: for it they are
-    /// an error. Addresses and store directory are queueproof's, whatever these say.
+    /// Further options of the process: flags of nsqd or etcd, each as `-name=value`, or those of
+    /// Pulsar's Java machine, as `-Xmx1g`, which win over queueproof's own. NATS has none: for it
+    /// they are an error. Addresses and store directory are queueproof's, whatever these say; for
+    /// etcd, some that say otherwise are an error.
     pub flags: Vec<String>,
     /// The queueproof executable that guards a private broker (see [`PrivateBroker`]); `None` for
     /// no guard. A background broker has none.

@@ -18,6 +18,7 @@ use queueproof::brokers::{BrokerKind, Places, Wanted, find, kind};
 use rustix::process::Pid;
 
 mod background;
+mod etcd;
 mod nsq;
 mod private;
 mod pulsar;

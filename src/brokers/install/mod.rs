@@ -33,7 +33,7 @@ const STAGING: &str = ".building-";
 /// Installs a version (`None` for the pinned one) into the cache, beside others that are there.
 /// It appears as a whole or not at all, and two who install at the same time do not disturb each
 /// other. `progress` is given each line that the package client prints (names of packages, some
-/// hundred in a minute for NATS; a dozen lines for Pulsar, whose archive of 245 MB Maven brings in
+/// hundred in a minute for NATS; some lines for etcd; a dozen for Pulsar, whose archive of 245 MB Maven brings in
 /// silence, and keeps a copy of in its local repository).
 ///
 /// # Errors
