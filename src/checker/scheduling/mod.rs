@@ -486,6 +486,9 @@ impl Watch {
             self.of(Aspect::Expired).anomaly(AnomalyKind::ExecutedExpired, || example);
         }
         self.executed_tick(key, at, ok);
+        if !self.workload.strategy.acknowledges() {
+            self.done(agent, key, (received.1, at.1));
+        }
         self.release(agent, delivery);
         Ok(())
     }
@@ -501,18 +504,26 @@ impl Watch {
         handed.settled = Some(settled);
         let work = (handed.at.1, settled.at.1);
         let crashed = handed.crashed.is_some();
-        if !crashed && let Some(check) = self.workload.check(key.0) {
-            let group = check.group;
-            self.agents.done(agent, group.pool, group.broadcast, work);
+        if !crashed {
+            self.done(agent, key, work);
         }
         self.release(agent, delivery);
         Ok(())
     }
 
+    /// An agent is done with a request, at which it was for that time.
+    fn done(&mut self, agent: u32, key: Key, work: (Time, Time)) {
+        if let Some(check) = self.workload.check(key.0) {
+            self.agents.done(agent, check.group.pool, check.group.broadcast, work);
+        }
+    }
+
     /// An agent holds a delivery no more when it is settled and executed, or dropped.
     fn release(&mut self, agent: u32, delivery: u64) {
+        let acknowledges = self.workload.strategy.acknowledges();
         let done = |handed: &Handed| {
-            handed.settled.is_some() && (handed.executed > 0 || handed.failed || handed.expired)
+            (handed.settled.is_some() || !acknowledges)
+                && (handed.executed > 0 || handed.failed || handed.expired)
         };
         if self.handed(delivery).ok().flatten().is_some_and(|(_, handed)| done(handed))
             && let Some(held) = self.held.get_mut(&agent)
