@@ -256,7 +256,8 @@ impl Workload {
         Duration::from_secs(5) + self.tolerance + self.longest_disturbance()
     }
 
-    /// A scheduler's clock. One that was added later has the true one.
+    /// A scheduler's clock. One that was added later has the true one, and so have those of a ring,
+    /// since they look at none.
     pub fn clock(&self, scheduler: u16) -> Clock {
         Clock { skew: self.skew(scheduler), drift_ppm: self.drift_ppm(scheduler) }
     }
@@ -287,13 +288,20 @@ impl Workload {
 
     /// How far any scheduler's clock may be off, at any time of the workload.
     pub fn clock_error(&self) -> Duration {
+        if self.strategy == Strategy::Ring {
+            return Duration::ZERO; // Its clock is etcd's.
+        }
         let drift = self.duration.mul_f64(f64::from(self.schedulers.drift_ppm) / 1e6);
         self.schedulers.skew + drift
     }
 
     fn spread(&self, scheduler: u16, most: i64) -> i64 {
         let (nth, last) = (i64::from(scheduler), i64::from(self.schedulers.count) - 1);
-        if last <= 0 || nth > last { 0 } else { most / last * (2 * nth - last) }
+        if last <= 0 || nth > last || self.strategy == Strategy::Ring {
+            0
+        } else {
+            most / last * (2 * nth - last)
+        }
     }
 }
 

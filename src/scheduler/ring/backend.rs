@@ -2,400 +2,357 @@
 //! sessions.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use etcd_client::{
-    Client, Compare, CompareOp, Error, EventType, GetOptions, PutOptions, Txn, TxnOp,
-    TxnOpResponse, WatchFilterType, WatchOptions, WatchStream,
-};
+use etcd_client::{Error, Event as Change, EventType, WatchRequestSender};
+use futures::{StreamExt, stream};
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinHandle,
     time::Instant,
 };
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::{World, emitted};
+use super::{World, store::Store};
 use crate::{
-    history::Halt,
-    scheduler::{Cadence, Event, Request, SchedulerState},
+    history::Published,
+    scheduler::{Event, Request, SchedulerState},
 };
 
-/// A backend that runs.
+/// A backend. All that it does ends when it is dropped from [`Backend::end`] on.
 pub(super) struct Backend {
-    shared: Arc<Shared>,
-    tasks: Vec<JoinHandle<()>>,
-}
-
-/// What its tasks share.
-pub(super) struct Shared {
     world: Arc<World>,
     id: u16,
-    client: Client,
+    store: Store,
     /// The agents that are connected to it.
-    sessions: Mutex<HashMap<String, mpsc::UnboundedSender<Request>>>,
-    /// The leases of their items, by key.
-    leases: Mutex<HashMap<String, i64>>,
+    sessions: Mutex<BTreeMap<u32, Session>>,
     paused: watch::Sender<Option<Instant>>,
-    ended: watch::Sender<bool>,
+    ended: CancellationToken,
 }
 
-/// How often agents tell that they live, and how long until they count as dead (the defaults of
-/// sensu-agent's `--keepalive-interval` and `--keepalive-warning-timeout`).
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
-const KEEPALIVE_TIMEOUT: i64 = 120;
+/// An agent's session.
+#[derive(Clone)]
+pub(super) struct Session {
+    /// Where its requests go. Closed when it has gone.
+    pub(super) inbox: mpsc::UnboundedSender<Request>,
+    /// Until when it hangs, if it does: then it tells nothing, not even that it lives.
+    pub(super) hangs: watch::Receiver<Option<Instant>>,
+}
 
-/// How long to wait before watchers that ended are made again, at least (as Sensu does).
-const WATCH_AGAIN: Duration = Duration::from_secs(1);
+/// How often agents tell that they live (the default of sensu-agent's `--keepalive-interval`).
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
+
+/// How often a backend begins to watch another check of a ring: at most once a second (the
+/// `watchLimiter` of sensu-go's `ringv2`).
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// How long to wait before something is tried again.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// How many requests to etcd a backend has under way at most, where it has many at once to make.
+const AT_ONCE: usize = 64;
 
 impl Backend {
-    /// Starts one: it watches the ring and the trigger of each check.
-    pub(super) async fn start(world: Arc<World>, id: u16, client: Client) -> Result<Self, Halt> {
-        let shared = Arc::new(Shared {
+    /// Starts one, which watches every check: at once, or as fast as Sensu's do.
+    pub(super) async fn start(
+        world: Arc<World>,
+        id: u16,
+        store: Store,
+        at_once: bool,
+    ) -> Result<Arc<Self>, Error> {
+        let backend = Arc::new(Backend {
             world,
             id,
-            client,
+            store,
             sessions: Mutex::default(),
-            leases: Mutex::default(),
             paused: watch::Sender::new(None),
-            ended: watch::Sender::new(false),
+            ended: CancellationToken::new(),
         });
-        let stream = shared.watch().await;
-        let stream = stream.map_err(|error| Halt::Broken(format!("watching in etcd: {error}")))?;
-        let recorder = &shared.world.recorder;
-        let event = Event::Scheduler { scheduler: id, is: SchedulerState::Started };
-        recorder.record(recorder.now(), event);
-        let tasks = vec![
-            tokio::spawn(Arc::clone(&shared).work(stream)),
-            tokio::spawn(Arc::clone(&shared).keep_alive()),
-        ];
-        Ok(Backend { shared, tasks })
+        let pace = if at_once { Duration::ZERO } else { WATCH_EVERY };
+        let watched = Arc::clone(&backend).watch(None, pace).await?;
+        backend.record(SchedulerState::Started);
+        backend.spawn(Arc::clone(&backend).work(watched));
+        backend.spawn(Arc::clone(&backend).keep_alive());
+        Ok(backend)
     }
 
-    /// What acts for it.
-    pub(super) fn starter(&self) -> Arc<Shared> {
-        Arc::clone(&self.shared)
+    /// Does something that ends with the backend.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let ended = self.ended.clone();
+        tokio::spawn(async move { ended.run_until_cancelled_owned(task).await });
     }
 
-    /// It does nothing until then; the task that ends that.
-    pub(super) fn pause(&self, until: Instant) -> JoinHandle<()> {
-        let shared = self.starter();
-        shared.paused.send_replace(Some(until));
-        shared.state(SchedulerState::Paused);
-        tokio::spawn(async move {
-            tokio::time::sleep_until(until).await;
-            shared.paused.send_replace(None);
-            shared.state(SchedulerState::Resumed);
-        })
-    }
-
-    /// It is gone, and its agents' sessions with it.
-    pub(super) fn end(&self) {
-        self.shared.ended.send_replace(true);
-        for task in &self.tasks {
-            task.abort();
-        }
-        self.shared.sessions.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-}
-
-impl Shared {
-    fn state(&self, is: SchedulerState) {
+    fn record(&self, is: SchedulerState) {
         let recorder = &self.world.recorder;
         recorder.record(recorder.now(), Event::Scheduler { scheduler: self.id, is });
     }
 
-    fn has_ended(&self) -> bool {
-        *self.ended.borrow()
+    fn sessions(&self) -> MutexGuard<'_, BTreeMap<u32, Session>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn items(&self, pool: u16) -> String {
-        format!("{}/items/", self.world.ring(pool))
+    /// It does nothing until then.
+    pub(super) fn pause(self: &Arc<Self>, until: Instant) {
+        self.paused.send_replace(Some(until));
+        self.record(SchedulerState::Paused);
+        let this = Arc::clone(self);
+        self.spawn(async move {
+            tokio::time::sleep_until(until).await;
+            this.paused.send_replace(None);
+            this.record(SchedulerState::Resumed);
+        });
     }
 
-    fn trigger(&self, check: u32) -> String {
-        let world = &self.world;
-        let pool = world.workload.check(check).map_or(0, |check| check.group.pool);
-        let name = &world.names[check as usize];
-        format!("{}/triggers/{name}/1/{}", world.ring(pool), self.interval(check))
+    /// A frozen process does later what came meanwhile.
+    async fn awake(&self) {
+        // Its sender lives as long as this.
+        let _ = self.paused.subscribe().wait_for(Option::is_none).await;
     }
 
-    /// The interval of a check, seconds.
-    fn interval(&self, check: u32) -> i64 {
-        match self.world.workload.check(check).map(|check| &check.group.cadence) {
-            Some(Cadence::Interval { every, .. }) => i64::try_from(every.as_secs()).unwrap_or(1),
-            _ => 1,
+    /// It is gone, with the sessions of its agents, which stay in their rings if it was killed. The
+    /// agents that it had.
+    pub(super) fn end(&self, is: SchedulerState) -> BTreeMap<u32, Session> {
+        self.ended.cancel();
+        self.record(is);
+        let had = std::mem::take(&mut *self.sessions());
+        if is == SchedulerState::Stopped {
+            // The last that it does.
+            let (world, store) = (Arc::clone(&self.world), self.store.clone());
+            let agents: Vec<_> = had.keys().copied().collect();
+            tokio::spawn(async move {
+                let remove = |agent| remove(&world, &store, agent);
+                stream::iter(agents).for_each_concurrent(AT_ONCE, remove).await;
+            });
         }
+        had
     }
 
-    /// Two watchers a check: its ring's items, and its trigger's deletions.
-    async fn watch(&self) -> Result<WatchStream, Error> {
-        let mut client = self.client.clone();
-        let mut stream: Option<WatchStream> = None;
-        for check in self.world.workload.all_checks() {
-            let items = WatchOptions::new().with_prefix();
-            let deletions = WatchOptions::new()
-                .with_prev_key()
-                .with_filters([WatchFilterType::NoPut])
-                .with_watch_id(i64::from(check.id) + 1);
-            // Those of the items come first, and count from far above.
-            let items = items.with_watch_id(ITEMS + i64::from(check.id));
-            let (ring, trigger) = (self.items(check.group.pool), self.trigger(check.id));
-            match &mut stream {
-                None => {
-                    let mut first = client.watch(ring, Some(items)).await?;
-                    first.watch(trigger, Some(deletions)).await?;
-                    stream = Some(first);
-                }
-                Some(stream) => {
-                    stream.watch(ring, Some(items)).await?;
-                    stream.watch(trigger, Some(deletions)).await?;
+    /// Watches all checks, from a revision or from now: two watchers each, on one stream.
+    async fn watch(self: Arc<Self>, from: Option<i64>, pace: Duration) -> Result<Watched, Error> {
+        let mut nths: HashMap<&str, u32> = HashMap::new();
+        let mut checks: Vec<_> = (0..).zip(&self.world.triggers).collect();
+        // Rings do not wait for each other.
+        checks.sort_by_cached_key(|(_, trigger)| {
+            let nth = nths.entry(trigger.items.as_str()).or_default();
+            *nth += 1;
+            *nth
+        });
+        let order: Vec<u32> = checks.into_iter().map(|(check, _)| check).collect();
+        let Some((first, others)) = order.split_first() else {
+            return Err(Error::WatchError("there are no checks".into()));
+        };
+        let [(ring, items), (trigger, deletions)] =
+            Store::watches(&self.world.triggers[*first as usize], from);
+        let mut stream = self.store.watcher().watch(ring, Some(items)).await?;
+        stream.watch(trigger, Some(deletions)).await?;
+        let (sender, answers) = stream.split();
+        Ok(Watched { answers, _watching: self.watch_others(sender, others.to_vec(), from, pace) })
+    }
+
+    /// Watches the other checks while answers for the first ones are taken: thousands of answers
+    /// that nobody takes would block the stream.
+    fn watch_others(
+        self: Arc<Self>,
+        mut sender: WatchRequestSender,
+        checks: Vec<u32>,
+        from: Option<i64>,
+        pace: Duration,
+    ) -> AbortOnDropHandle<()> {
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let began = Instant::now();
+            let mut nths: HashMap<&str, u32> = HashMap::new();
+            for check in checks {
+                let trigger = &self.world.triggers[check as usize];
+                let nth = nths.entry(trigger.items.as_str()).or_default();
+                *nth += 1;
+                tokio::time::sleep_until(began + pace * *nth).await;
+                for (key, options) in Store::watches(trigger, from) {
+                    if sender.watch(key, Some(options)).await.is_err() {
+                        return; // The stream has ended, as its reader sees.
+                    }
                 }
             }
-        }
-        stream.ok_or_else(|| Error::WatchError("there are no checks".into()))
+            // The stream lives as long as its sender.
+            std::future::pending::<()>().await;
+        }))
     }
 
-    /// Handles what the watchers tell, each trigger by itself.
-    async fn work(self: Arc<Self>, mut stream: WatchStream) {
+    /// Handles what the watchers tell, each deletion of a trigger by itself.
+    async fn work(self: Arc<Self>, mut watched: Watched) {
+        // The last revision of each trigger that was handled.
+        let mut handled: HashMap<u32, i64> = HashMap::new();
         loop {
-            let message = stream.message().await;
-            match message {
-                Ok(Some(response)) if !response.canceled() => {
-                    let check = response.watch_id() - 1;
-                    let Ok(check) = u32::try_from(check) else { continue };
-                    if response.watch_id() >= ITEMS {
-                        continue; // Sensu only logs that an agent came or went.
-                    }
-                    for event in response.events() {
-                        if event.event_type() != EventType::Delete {
-                            continue;
-                        }
-                        let Some(kv) = event.kv() else { continue };
-                        let before = event.prev_kv().map(|kv| kv.value_str().map(str::to_string));
-                        let before = before.and_then(Result::ok).unwrap_or_default();
-                        let revision = kv.mod_revision();
-                        let this = Arc::clone(&self);
-                        tokio::spawn(async move { this.advance(check, before, revision).await });
-                    }
-                }
-                _ => {
-                    stream = self.watch_again().await;
+            match watched.answers.message().await {
+                Ok(Some(answer)) if answer.canceled() => {
+                    // What was missed is gone: as Sensu does, it begins anew.
+                    self.world.trouble(format!("etcd ended a watcher: {}", answer.cancel_reason()));
+                    watched = self.watch_again(None).await;
                     for check in 0..self.world.workload.check_count() {
-                        self.ensure_trigger(check);
+                        self.ensure(check);
                     }
+                }
+                Ok(Some(answer)) => {
+                    for change in answer.events() {
+                        let Some((check, turn, revision)) = self.deleted(change) else { continue };
+                        // After a resumption it may be told again.
+                        if handled.insert(check, revision).is_none_or(|last| last < revision) {
+                            self.spawn(Arc::clone(&self).advance(check, turn, revision));
+                        }
+                    }
+                }
+                // The connection is lost: etcd's client resumes where it was.
+                Ok(None) | Err(_) => {
+                    let from = handled.values().max().copied();
+                    watched = self.watch_again(from).await;
                 }
             }
         }
     }
 
-    async fn watch_again(&self) -> WatchStream {
+    async fn watch_again(self: &Arc<Self>, from: Option<i64>) -> Watched {
         loop {
-            tokio::time::sleep(WATCH_AGAIN).await;
-            match self.watch().await {
-                Ok(stream) => return stream,
+            match Arc::clone(self).watch(from, Duration::ZERO).await {
+                Ok(watched) => return watched,
                 Err(error) => tracing::info!("watching again in etcd: {error}"),
             }
+            tokio::time::sleep(RETRY).await;
         }
     }
 
-    /// A trigger was deleted: it is the turn of the agent that it named. Puts it anew for the one
-    /// after, unless another backend was first, and emits the request in either case.
+    /// Which check's trigger was deleted, if that is what changed, whom it named, and when. Sensu
+    /// only logs that agents come and go.
+    fn deleted(&self, change: &Change) -> Option<(u32, String, i64)> {
+        let kv = change.kv().filter(|_| change.event_type() == EventType::Delete)?;
+        let check = self.world.check_of.get(kv.key_str().ok()?)?;
+        let turn = change.prev_kv().and_then(|kv| kv.value_str().ok()).unwrap_or_default();
+        Some((*check, turn.to_string(), kv.mod_revision()))
+    }
+
+    /// A trigger was deleted: it is the turn of the agent that it named. Puts it anew, unless
+    /// another backend was first, and emits the request in either case.
     async fn advance(self: Arc<Self>, check: u32, turn: String, revision: i64) {
-        let mut paused = self.paused.subscribe();
-        // A frozen process handles later what came meanwhile.
-        let _ = paused.wait_for(Option::is_none).await;
-        let tick = self.world.tick(check, revision);
-        let invoked = self.world.recorder.now();
-        let (agent, won) = loop {
-            if self.has_ended() {
-                return;
-            }
-            match self.try_advance(check, &turn).await {
-                Ok(Some(advanced)) => break advanced,
-                Ok(None) => return, // The ring is empty.
-                Err(error) => {
-                    tracing::info!("advancing a ring in etcd: {error}");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
+        self.awake().await;
+        let Some(firing) = self.world.firing(check, revision) else {
+            // There is no tick yet, or none any more: the ring goes round all the same.
+            self.advanced(check, &turn).await;
+            return;
         };
-        let Some(tick) = tick.filter(|_| !self.has_ended()) else { return };
-        let request = Request { check, tick, scheduler: self.id, copy: 0 };
-        // Only the backend that the agent is connected to has somebody to send it to.
-        let session =
-            self.sessions.lock().unwrap_or_else(PoisonError::into_inner).get(&agent).cloned();
-        if won || session.is_some() {
-            self.world.recorder.record(invoked, emitted(request, won));
+        let invoked = self.world.recorder.now();
+        let Some((agent, won)) = self.advanced(check, &turn).await else { return };
+        let session = self.world.number_of(&agent).and_then(|n| self.sessions().get(&n).cloned());
+        // One whose agent is connected elsewhere emits it to nobody.
+        if !won && session.is_none() {
+            return;
         }
+        let request = Request { check, tick: firing.tick, scheduler: self.id, copy: firing.copy };
+        let outcome = Published::Confirmed { duplicate: Some(!won), position: None };
+        self.world.recorder.record(invoked, Event::Publish { request, outcome });
         if let Some(session) = session {
             // One that has just gone takes nothing more.
-            let _ = session.send(request);
+            let _ = session.inbox.send(request);
         }
     }
 
-    /// The agent whose turn it is, and whether this backend put the trigger anew.
-    async fn try_advance(&self, check: u32, turn: &str) -> Result<Option<(String, bool)>, Error> {
-        let pool = self.world.workload.check(check).map_or(0, |check| check.group.pool);
-        let next = self.next_in_ring(&self.items(pool), turn).await?;
-        let (Some(first), Some(next)) = (next.first(), next.last()) else { return Ok(None) };
-        let mut client = self.client.clone();
-        let lease = client.lease_grant(self.interval(check), None).await?.id();
-        let trigger = self.trigger(check);
-        let free = Compare::version(trigger.clone(), CompareOp::Equal, 0);
-        let put = TxnOp::put(trigger, next.clone(), Some(PutOptions::new().with_lease(lease)));
-        let won = client.txn(Txn::new().when([free]).and_then([put])).await?.succeeded();
-        if !won {
-            client.lease_revoke(lease).await?;
+    async fn advanced(&self, check: u32, turn: &str) -> Option<(String, bool)> {
+        loop {
+            match self.store.advance(&self.world.triggers[check as usize], turn).await {
+                Ok(advanced) => return advanced,
+                Err(error) => tracing::info!("advancing a ring in etcd: {error}"),
+            }
+            tokio::time::sleep(RETRY).await;
         }
-        Ok(Some((first.clone(), won)))
     }
 
-    /// The agent of that name, or else the next, and the one after it: round and round.
-    async fn next_in_ring(&self, items: &str, turn: &str) -> Result<Vec<String>, Error> {
-        let mut client = self.client.clone();
-        let mut end = items.as_bytes().to_vec();
-        end.push(0xff);
-        let names = |kvs: &[etcd_client::KeyValue]| -> Vec<String> {
-            let name = |kv: &etcd_client::KeyValue| {
-                kv.key_str().ok()?.strip_prefix(items).map(str::to_string)
-            };
-            kvs.iter().filter_map(name).collect()
-        };
-        let from = GetOptions::new().with_range(end).with_limit(2);
-        let found = client.get(format!("{items}{turn}"), Some(from)).await?;
-        let mut found = names(found.kvs());
-        if found.len() < 2 {
-            let missing = i64::try_from(2 - found.len()).unwrap_or(2);
-            let begin = GetOptions::new().with_prefix().with_limit(missing);
-            let begin = client.get(items, Some(begin)).await?;
-            found.extend(names(begin.kvs()));
+    /// Makes sure that a check that has begun has a trigger, in the background.
+    pub(super) fn ensure(self: &Arc<Self>, check: u32) {
+        if !self.world.has_begun(check) {
+            return;
         }
-        Ok(found)
-    }
-
-    /// Makes sure that a check has a trigger, in the background.
-    pub(super) fn ensure_trigger(self: &Arc<Self>, check: u32) {
         let this = Arc::clone(self);
-        tokio::spawn(async move {
-            while !this.has_ended() {
-                match this.try_trigger(check).await {
-                    Ok(()) => return,
-                    Err(error) => tracing::info!("starting a ring in etcd: {error}"),
-                }
-                tokio::time::sleep(Duration::from_millis(100)).await;
+        self.spawn(async move {
+            let trigger = &this.world.triggers[check as usize];
+            while let Err(error) = this.store.ensure(trigger).await {
+                tracing::info!("beginning a check in etcd: {error}");
+                tokio::time::sleep(RETRY).await;
             }
         });
     }
 
-    async fn try_trigger(&self, check: u32) -> Result<(), Error> {
-        let pool = self.world.workload.check(check).map_or(0, |check| check.group.pool);
-        let (trigger, items) = (self.trigger(check), self.items(pool));
-        let mut client = self.client.clone();
-        let first = GetOptions::new().with_prefix().with_limit(1);
-        let both = [TxnOp::get(trigger.clone(), None), TxnOp::get(items.clone(), Some(first))];
-        let answers = client.txn(Txn::new().and_then(both)).await?.op_responses();
-        let [TxnOpResponse::Get(there), TxnOpResponse::Get(first)] = answers.as_slice() else {
-            return Err(Error::WatchError("etcd's answer to two questions is not two".into()));
-        };
-        let Some(first) = first.kvs().first().filter(|_| there.kvs().is_empty()) else {
-            return Ok(()); // There is one, or there are no agents.
-        };
-        let next = first.key_str()?.strip_prefix(&items).unwrap_or_default().to_string();
-        let lease = client.lease_grant(self.interval(check), None).await?.id();
-        let free = Compare::version(trigger.clone(), CompareOp::Equal, 0);
-        let put = TxnOp::put(trigger, next, Some(PutOptions::new().with_lease(lease)));
-        if !client.txn(Txn::new().when([free]).and_then([put])).await?.succeeded() {
-            client.lease_revoke(lease).await?;
+    /// An agent connects, and tells at once that it lives; whether there is anybody on both sides.
+    pub(super) async fn connect(self: &Arc<Self>, agent: u32, session: Session) -> bool {
+        if self.ended.is_cancelled() || session.inbox.is_closed() {
+            return false;
         }
-        Ok(())
+        self.sessions().insert(agent, session);
+        let kept = self.ended.clone().run_until_cancelled_owned(self.keep(agent)).await;
+        kept.is_some()
     }
 
-    /// An agent connects: it is put into the rings of its pools.
-    pub(super) async fn connect(
-        self: &Arc<Self>,
-        agent: u32,
-        inbox: mpsc::UnboundedSender<Request>,
-    ) {
-        let name = name(agent);
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), inbox);
-        for pool in self.world.workload.agent_group(agent).pools.clone() {
-            let key = format!("{}{name}", self.items(pool));
-            if let Err(error) = self.add(&key).await {
-                self.world.trouble(format!("adding an agent to a ring in etcd: {error}"));
-            }
+    /// An agent's connection has ended: it is taken out of its rings; whether it had one here.
+    pub(super) fn disconnect(self: &Arc<Self>, agent: u32) -> bool {
+        let was = self.sessions().remove(&agent).is_some();
+        if was {
+            let this = Arc::clone(self);
+            self.spawn(async move { remove(&this.world, &this.store, agent).await });
         }
+        was
     }
 
-    /// Puts an agent into a ring, or extends its lease.
-    async fn add(&self, key: &str) -> Result<(), Error> {
-        let mut client = self.client.clone();
-        let there = client.get(key, None).await?;
-        if let Some(lease) = there.kvs().first().map(etcd_client::KeyValue::lease)
-            && lease != 0
-        {
-            let (mut keeper, mut answers) = client.lease_keep_alive(lease).await?;
-            keeper.keep_alive().await?;
-            if answers.message().await?.is_some_and(|answer| answer.ttl() == KEEPALIVE_TIMEOUT) {
-                self.leases
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .insert(key.into(), lease);
-                return Ok(());
-            }
-        }
-        let lease = client.lease_grant(KEEPALIVE_TIMEOUT, None).await?.id();
-        client.put(key, "", Some(PutOptions::new().with_lease(lease))).await?;
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner).insert(key.into(), lease);
-        Ok(())
-    }
-
-    /// An agent's connection ended: it is taken out of its rings, in the background.
-    pub(super) fn disconnected(self: &Arc<Self>, agent: u32) -> JoinHandle<()> {
-        let name = name(agent);
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
-        let this = Arc::clone(self);
-        tokio::spawn(async move {
-            for pool in this.world.workload.agent_group(agent).pools.clone() {
-                let key = format!("{}{name}", this.items(pool));
-                let lease = this.leases.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-                let mut client = this.client.clone();
-                // Its key goes with its lease.
-                if let Some(lease) = lease
-                    && let Err(error) = client.lease_revoke(lease).await
-                {
-                    tracing::info!("taking an agent out of a ring in etcd: {error}");
+    /// Takes an agent's sign of life: it is in its rings. Where it was not, checks that wait for an
+    /// agent begin.
+    async fn keep(self: &Arc<Self>, agent: u32) {
+        let name = self.world.agent_name(agent);
+        for ring in self.world.rings_of(agent) {
+            match self.store.add(ring, &name).await {
+                Ok(false) => {}
+                Ok(true) => {
+                    let of_ring = (0..).zip(&self.world.triggers);
+                    for (check, _) in of_ring.filter(|(_, trigger)| trigger.items == ring) {
+                        self.ensure(check);
+                    }
                 }
+                // As Sensu does: the next sign of life is the next try.
+                Err(error) => self.world.trouble(format!("adding an agent to a ring: {error}")),
             }
-        })
+        }
     }
 
-    /// Extends the leases of the agents that are connected, as their keepalives come.
+    /// Takes the signs of life of all agents that are connected, each at a time of its own.
     async fn keep_alive(self: Arc<Self>) {
+        let mut round = Instant::now();
         loop {
-            tokio::time::sleep(KEEPALIVE_EVERY).await;
-            let keys: Vec<_> = {
-                let leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
-                leases.keys().cloned().collect()
-            };
-            // Agents tell at times of their own.
-            let pace = KEEPALIVE_EVERY / 2 / u32::try_from(keys.len().max(1)).unwrap_or(u32::MAX);
-            for key in keys {
-                if let Err(error) = self.add(&key).await {
-                    tracing::info!("an agent's keepalive in etcd: {error}");
+            round += KEEPALIVE_EVERY;
+            tokio::time::sleep_until(round).await;
+            let sessions: Vec<_> = self.sessions().clone().into_iter().collect();
+            let count = u32::try_from(sessions.len()).unwrap_or(u32::MAX).max(1);
+            for (nth, (agent, session)) in (0..).zip(sessions) {
+                tokio::time::sleep_until(round + KEEPALIVE_EVERY / count * nth).await;
+                self.awake().await;
+                let hangs = session.hangs.borrow().is_some_and(|until| until > Instant::now());
+                if hangs || !self.sessions().contains_key(&agent) {
+                    continue;
                 }
-                tokio::time::sleep(pace).await;
+                let this = Arc::clone(&self);
+                self.spawn(async move { this.keep(agent).await });
             }
         }
     }
 }
 
-/// What the identifiers of watchers of items count from.
-const ITEMS: i64 = 1 << 32;
+/// What a backend watches.
+struct Watched {
+    answers: etcd_client::WatchResponseStream,
+    /// Begins to watch more, and keeps the stream open.
+    _watching: AbortOnDropHandle<()>,
+}
 
-/// An agent's name in its rings: in the order of their numbers.
-fn name(agent: u32) -> String {
-    format!("agent-{agent:06}")
+async fn remove(world: &World, store: &Store, agent: u32) {
+    let name = world.agent_name(agent);
+    for ring in world.rings_of(agent) {
+        if let Err(error) = store.remove(ring, &name).await {
+            world.trouble(format!("taking an agent out of a ring: {error}"));
+        }
+    }
 }
