@@ -84,7 +84,7 @@ fn judge_schedule(
     let mut costs = Costs::default();
     while let Some(op) = reader.next_op()? {
         if let What::Schedule(event) = &op.what {
-            costs.see(event);
+            costs.see(op.at.1, event);
         }
         watch.see_op(&op).map_err(|problem| {
             reader.malformed(format!("it refers to {problem}: the history contradicts itself"))

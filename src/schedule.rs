@@ -473,7 +473,7 @@ impl BrokerControl for PrivateBroker {
 
 impl Books {
     fn see(&mut self, at: (u64, u64), event: Event) {
-        self.costs.see(&event);
+        self.costs.see(at.1, &event);
         self.counts.see(at, &event);
         self.op(at, What::Schedule(Box::new(event)));
     }

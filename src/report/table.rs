@@ -117,6 +117,7 @@ static FIGURES: &[(&str, &str, &str)] = &[
     ("", "resident_mb", "  memory, MB"),
     ("", "connections", "  connections"),
     ("", "kb_per_connection", "  KB per connection"),
+    ("", "all_reconnected_after_ms", "  all connected again after, ms"),
     ("", "leases", "  leases"),
     ("", "watchers", "  watchers"),
 ];

@@ -2,32 +2,38 @@
 
 use std::collections::BTreeMap;
 
-use super::{Event, Load};
+use super::{BrokerState, Event, Load};
 
 /// Samples of a broker's load beside what was executed meanwhile.
 #[derive(Debug, Clone, Default)]
 pub struct Costs {
-    samples: u64,
     first: Option<Load>,
     /// Before the first tick, with all agents connected.
     begun: Option<Load>,
     last: Option<Load>,
     most: Load,
     executed: u64,
-    has_begun: bool,
+    /// How many connections there were before the broker was restarted, and when it ran again.
+    storm: Option<(u64, u64)>,
+    reconnected: Option<u64>,
 }
 
 impl Costs {
-    /// Takes in an event.
-    pub fn see(&mut self, event: &Event) {
+    /// Takes in an event that completed at a time.
+    pub fn see(&mut self, at: u64, event: &Event) {
         match event {
-            Event::Begin => {
-                self.has_begun = true;
-                self.begun = self.last;
+            Event::Begin => self.begun = self.last,
+            Event::Broker(BrokerState::Started) => {
+                self.storm = self.last.and_then(|load| Some((load.connections?, at)));
+                self.reconnected = None;
             }
             Event::Execute { ok: true, .. } => self.executed += 1,
             Event::Load(load) => {
-                self.samples += 1;
+                if let Some((before, started)) = self.storm
+                    && load.connections.is_some_and(|connections| connections >= before)
+                {
+                    self.reconnected.get_or_insert(at.saturating_sub(started));
+                }
                 self.first.get_or_insert(*load);
                 self.last = Some(*load);
                 self.most = Load {
@@ -74,6 +80,8 @@ impl Costs {
             begun.resident.zip(first.resident).map(|(now, before)| now.saturating_sub(before));
         let each = grown.zip(connected).map(|(grown, n)| grown as f64 / 1e3 / n as f64);
         tell("kb_per_connection", each);
+        // To within the second between two samples.
+        tell("all_reconnected_after_ms", self.reconnected.map(|nanos| nanos as f64 / 1e6));
         figures
     }
 }
@@ -103,12 +111,12 @@ mod tests {
     fn costs_count_from_the_epoch_and_per_thousand_executions() {
         let mut costs = Costs::default();
         for event in [load(1, 10, 1), load(5, 110, 1001), Event::Begin] {
-            costs.see(&event);
+            costs.see(0, &event);
         }
         for delivery in 0..2000 {
-            costs.see(&Event::Execute { agent: 0, delivery, ok: true });
+            costs.see(1, &Event::Execute { agent: 0, delivery, ok: true });
         }
-        costs.see(&load(9, 90, 1001));
+        costs.see(2, &load(9, 90, 1001));
         let figures = costs.figures();
         assert_eq!(figures["cpu_seconds_per_1000_executions"], 2.0);
         assert_eq!(figures["resident_mb"], 110.0);
@@ -117,9 +125,23 @@ mod tests {
     }
 
     #[test]
+    fn after_a_restart_the_time_counts_until_all_are_connected_again() {
+        let mut costs = Costs::default();
+        let second = 1_000_000_000;
+        costs.see(0, &load(1, 10, 500));
+        costs.see(0, &Event::Begin);
+        costs.see(second, &Event::Broker(BrokerState::Stopped));
+        costs.see(2 * second, &Event::Broker(BrokerState::Started));
+        costs.see(3 * second, &load(1, 10, 200));
+        costs.see(5 * second, &load(1, 10, 500));
+        costs.see(6 * second, &load(1, 10, 500));
+        assert_eq!(costs.figures()["all_reconnected_after_ms"], 3000.0);
+    }
+
+    #[test]
     fn without_samples_there_are_no_figures() {
         let mut costs = Costs::default();
-        costs.see(&Event::Begin);
+        costs.see(0, &Event::Begin);
         assert!(costs.figures().is_empty());
     }
 }
