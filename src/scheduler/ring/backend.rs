@@ -129,7 +129,8 @@ impl Backend {
         had
     }
 
-    /// Watches all checks, from a revision or from now: two watchers each, on one stream.
+    /// Watches all checks, from a revision or from now: two watchers each, on one stream. What has no
+    /// trigger by now will see no deletion, and is given one.
     async fn watch(self: Arc<Self>, from: Option<i64>, pace: Duration) -> Result<Watched, Error> {
         let mut nths: HashMap<&str, u32> = HashMap::new();
         let mut checks: Vec<_> = (0..).zip(&self.world.triggers).collect();
@@ -148,6 +149,9 @@ impl Backend {
         let mut stream = self.store.watcher().watch(ring, Some(items)).await?;
         stream.watch(trigger, Some(deletions)).await?;
         let (sender, answers) = stream.split();
+        if from.is_none() {
+            self.ensure(*first);
+        }
         Ok(Watched { answers, _watching: self.watch_others(sender, others.to_vec(), from, pace) })
     }
 
@@ -173,6 +177,9 @@ impl Backend {
                         return; // The stream has ended, as its reader sees.
                     }
                 }
+                if from.is_none() {
+                    self.ensure(check);
+                }
             }
             // The stream lives as long as its sender.
             std::future::pending::<()>().await;
@@ -189,9 +196,6 @@ impl Backend {
                     // What was missed is gone: as Sensu does, it begins anew.
                     self.world.trouble(format!("etcd ended a watcher: {}", answer.cancel_reason()));
                     watched = self.watch_again(None).await;
-                    for check in 0..self.world.workload.check_count() {
-                        self.ensure(check);
-                    }
                 }
                 Ok(Some(answer)) => {
                     for change in answer.events() {

@@ -14,9 +14,12 @@
 //!   by a crash, or comes while the agent is still at the same check, is lost: at most once.
 //!
 //! The shortcomings are the algorithm's: a lease is whole seconds and no shorter than etcd allows
-//! (2 s with its default election timeout, measured with 3.4.23; 5 s in the etcd that Sensu embeds,
-//! whose election timeout is 3 s), it expires up to half a second late, and the next one begins
-//! only then. The clocks of schedulers play no part.
+//! (measured with 3.4.23: 2 s with its own election timeout, 5 s with that of the etcd that Sensu
+//! embeds, which is 3 s), it expires up to half a second late, and the next one begins
+//! only then. Each check goes round by itself and begins with the ring's first agent, so that checks
+//! that begin together are all at the same agent, round after round. An agent that is gone without
+//! its connection ending (none here is) keeps its turns until its lease ends. The clocks of
+//! schedulers play no part.
 //!
 //! What differs from Sensu: the backends that are there at the beginning watch all checks at once,
 //! where Sensu's begin with one of each ring a second (those that are added later do as Sensu's);
