@@ -91,7 +91,7 @@ pub fn start(
             version: report.version,
             url: report.url,
             admin_url: report.admin_url,
-            port: report.port,
+            port: report.ports[0],
             binary: settings.binary.clone(),
             dir: report.dir,
             process: report.process?,

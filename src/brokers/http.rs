@@ -1,4 +1,4 @@
-//! Asking a broker on this machine over HTTP, while it starts.
+//! Asking a broker on this machine over HTTP: whether it is ready, and for its figures.
 
 use std::{
     io::{self, Read, Write},
@@ -10,17 +10,20 @@ use std::{
 /// HTTP that ends with the connection, so that nothing of the newer one needs to be understood.
 ///
 /// # Errors
-/// Nobody answers within `patience`, or what answers does not speak HTTP.
+/// Nobody answers within `patience`, what answers does not speak HTTP, or it answers more than
+/// 8 MiB.
 pub(super) fn get(port: u16, path: &str, patience: Duration) -> io::Result<(u16, String)> {
-    // Pulsar's metrics are long.
     const LONGEST: u64 = 8 * 1024 * 1024;
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut stream = TcpStream::connect_timeout(&address, patience)?;
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(patience))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\r\n")?;
+    let question = format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\r\n");
+    stream.write_all(question.as_bytes())?;
     let mut answer = Vec::new();
-    stream.take(LONGEST).read_to_end(&mut answer)?;
+    if stream.take(LONGEST + 1).read_to_end(&mut answer)? as u64 > LONGEST {
+        return Err(io::Error::other("the answer is too long"));
+    }
     let answer = String::from_utf8_lossy(&answer);
     let parsed = || {
         let (head, body) = answer.split_once("\r\n\r\n")?;

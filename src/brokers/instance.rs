@@ -40,7 +40,8 @@ pub(super) struct Report {
     pub alive: bool,
     pub url: String,
     pub admin_url: Option<String>,
-    pub port: u16,
+    /// Where it listens, in the order of its kind.
+    pub ports: Vec<u16>,
     /// In the broker's own words; empty until it was ready.
     pub version: String,
     pub dir: PathBuf,
@@ -140,7 +141,7 @@ impl Instance {
             alive,
             url: (self.kind.url)(&self.launch.ports),
             admin_url: self.kind.admin_url.map(|url| url(&self.launch.ports)),
-            port: self.launch.ports[0],
+            ports: self.launch.ports.clone(),
             version: self.version.clone(),
             dir: self.launch.dir.clone(),
         }

@@ -79,6 +79,8 @@ pub struct BrokerKind {
     url: fn(&[u16]) -> String,
     /// The URL of its administrative interface, if it has one.
     admin_url: Option<fn(&[u16]) -> String>,
+    /// Where it tells its own figures.
+    monitoring: load::Monitoring,
     /// Writes its configuration files and says how to start it.
     invocation: fn(&Launch) -> Result<Invocation, BrokerError>,
     /// Asks it once, without waiting long, whether it is ready.

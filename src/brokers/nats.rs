@@ -9,7 +9,10 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{BrokerError, BrokerKind, Install, Invocation, Launch, Readiness, SyncInterval, find};
+use super::{
+    BrokerError, BrokerKind, Install, Invocation, Launch, Readiness, SyncInterval, find,
+    load::{Monitoring, Told},
+};
 
 pub(super) const NATS: BrokerKind = BrokerKind {
     name: "nats",
@@ -21,14 +24,15 @@ pub(super) const NATS: BrokerKind = BrokerKind {
     version: |path| find::printed_version(path, &["--version"]),
     check: |_| Ok(()),
     needs: |_| Ok(()),
+    // For clients, and for its monitoring.
     ports: 2,
     // Measured: ready after 12 ms, ended after 2 ms, both with an empty store.
     start_timeout: Duration::from_secs(30),
     stop_timeout: Duration::from_secs(5),
     usual_start: Duration::from_millis(12),
     url: |ports| format!("nats://127.0.0.1:{}", ports[0]),
-    // Its monitoring.
-    admin_url: Some(|ports| format!("http://127.0.0.1:{}", ports[1])),
+    admin_url: None,
+    monitoring: Monitoring { port: 1, path: "/varz", read: figures },
     invocation,
     probe,
     noise: |_| false,
@@ -58,6 +62,8 @@ fn invocation(launch: &Launch) -> Result<Invocation, BrokerError> {
         };
         config.push_str(&format!("\njetstream {{ sync_interval: {interval} }}\n"));
     }
+    // Its port can be a flag; its address is the last that the file names (measured).
+    config.push_str(&format!("\nhttp: \"127.0.0.1:{}\"\n", launch.ports[1]));
     let file = launch.dir.join("nats.conf");
     fs::write(&file, config)
         .map_err(BrokerError::io(format_args!("writing `{}`", file.display())))?;
@@ -106,4 +112,39 @@ fn info(port: u16) -> io::Result<Info> {
         .strip_prefix("INFO ")
         .ok_or_else(|| io::Error::other("something that is not NATS answers"))?;
     Ok(serde_json::from_str(json)?)
+}
+
+/// Messages are all that clients send and are sent, acknowledgements and requests among them.
+#[derive(Deserialize)]
+struct Varz {
+    connections: u64,
+    in_msgs: u64,
+    out_msgs: u64,
+}
+
+fn figures(varz: &str) -> Option<Told> {
+    let varz: Varz = serde_json::from_str(varz).ok()?;
+    Some(Told {
+        connections: Some(varz.connections),
+        messages_in: Some(varz.in_msgs),
+        messages_out: Some(varz.out_msgs),
+        ..Told::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_those_of_the_whole_server() {
+        // Of nats-server 2.15.2, with what lies between left out.
+        let varz = r#"{"server_id": "NA", "version": "2.15.2", "mem": 14753792, "cores": 2,
+            "connections": 3, "total_connections": 9, "in_msgs": 100, "out_msgs": 250,
+            "in_bytes": 500, "slow_consumers": 0}"#;
+        let told = figures(varz).unwrap_or_default();
+        assert_eq!(told.connections, Some(3));
+        assert_eq!((told.messages_in, told.messages_out), (Some(100), Some(250)));
+        assert_eq!(figures("404 page not found"), None);
+    }
 }

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::{
     BrokerError, BrokerKind, Install, Invocation, Launch, Readiness, SyncInterval, find, http,
+    load::{Monitoring, Told},
 };
 
 pub(super) const NSQ: BrokerKind = BrokerKind {
@@ -29,6 +30,12 @@ pub(super) const NSQ: BrokerKind = BrokerKind {
     usual_start: Duration::from_millis(10),
     url: |ports| format!("nsq://127.0.0.1:{}", ports[0]),
     admin_url: Some(|ports| format!("http://127.0.0.1:{}", ports[1])),
+    monitoring: Monitoring {
+        port: 1,
+        // Without its clients, of which there may be thousands.
+        path: "/stats?format=json&include_clients=false&include_mem=false",
+        read: figures,
+    },
     invocation,
     probe,
     // How it is used, after what was wrong about that.
@@ -114,5 +121,69 @@ fn probe(launch: &Launch) -> Readiness {
     match ready() {
         Ok(version) => Readiness::Ready { version },
         Err(why) => Readiness::NotYet(why),
+    }
+}
+
+#[derive(Deserialize)]
+struct Stats {
+    topics: Vec<Topic>,
+}
+
+#[derive(Deserialize)]
+struct Topic {
+    message_count: u64,
+    channels: Vec<Channel>,
+}
+
+/// Messages came into a channel, to wait in its queue (`depth`) or until their time has come; what
+/// was handed back or timed out did so again.
+#[derive(Deserialize)]
+struct Channel {
+    message_count: u64,
+    requeue_count: u64,
+    timeout_count: u64,
+    deferred_count: u64,
+    depth: u64,
+}
+
+/// It tells how many connections it has only with each of them, and counts no deliveries: those are
+/// what left a channel's queue. What it found in its store when it started it does not count.
+fn figures(stats: &str) -> Option<Told> {
+    let stats: Stats = serde_json::from_str(stats).ok()?;
+    let delivered = |channel: &Channel| {
+        let queued = channel.message_count + channel.requeue_count + channel.timeout_count;
+        queued.saturating_sub(channel.deferred_count + channel.depth)
+    };
+    let channels = stats.topics.iter().flat_map(|topic| &topic.channels);
+    Some(Told {
+        messages_in: Some(stats.topics.iter().map(|topic| topic.message_count).sum()),
+        messages_out: Some(channels.map(delivered).sum()),
+        ..Told::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deliveries_are_what_left_the_queues_of_channels() {
+        // Of nsqd 1.3.0: of five messages each was delivered; one was handed back and waits.
+        let stats = r#"{"version":"1.3.0","health":"OK","start_time":1795640687,"topics":[
+            {"topic_name":"t","channels":[{"channel_name":"ch","depth":0,"backend_depth":0,
+            "in_flight_count":3,"deferred_count":1,"message_count":5,"requeue_count":1,
+            "timeout_count":0,"client_count":1,"clients":null,"paused":false}],"depth":0,
+            "backend_depth":0,"message_count":5,"message_bytes":25,"paused":false}],
+            "producers":null}"#;
+        let told = figures(stats).unwrap_or_default();
+        assert_eq!((told.messages_in, told.messages_out), (Some(5), Some(5)));
+        // It is delivered again, and times out; then two more come, and wait.
+        let later = stats.replace(r#""deferred_count":1"#, r#""deferred_count":0"#);
+        let later = later.replace(r#""timeout_count":0"#, r#""timeout_count":1"#);
+        let later = later.replace(r#""message_count":5"#, r#""message_count":7"#);
+        let later = later.replace(r#""depth":0"#, r#""depth":3"#);
+        let told = figures(&later).unwrap_or_default();
+        assert_eq!((told.messages_in, told.messages_out), (Some(7), Some(6)));
+        assert_eq!(figures("{}"), None);
     }
 }

@@ -15,7 +15,7 @@ use super::{
     BrokerError, BrokerKind, StartSettings, absolute,
     guard::Guard,
     instance::{Instance, Report, Request, log_tail},
-    load,
+    load::Meter,
 };
 use crate::scheduler::Load;
 
@@ -36,16 +36,16 @@ pub struct PrivateBroker {
     state: Mutex<State>,
     url: String,
     admin_url: Option<String>,
-    port: u16,
+    ports: Vec<u16>,
     version: String,
     dir: PathBuf,
+    meter: Meter,
 }
 
 #[derive(Debug)]
 struct State {
     keeper: Keeper,
     pid: u32,
-    sum: load::Sum,
 }
 
 /// Who holds the process and its directory.
@@ -93,14 +93,17 @@ impl PrivateBroker {
                 (Keeper::Here(kept), report)
             }
         };
+        let meter = Meter::default();
+        meter.runs(report.process.as_ref());
         Ok(PrivateBroker {
             kind,
-            state: Mutex::new(State { keeper, pid: report.pid, sum: load::Sum::default() }),
+            state: Mutex::new(State { keeper, pid: report.pid }),
             url: report.url,
             admin_url: report.admin_url,
-            port: report.port,
+            ports: report.ports,
             version: report.version,
             dir: report.dir,
+            meter,
         })
     }
 
@@ -109,14 +112,15 @@ impl PrivateBroker {
         &self.url
     }
 
-    /// Where its administrative or monitoring interface is, now and after a restart.
+    /// Where its administrative interface is, now and after a restart; `None` for a broker that
+    /// has none (NATS, etcd).
     pub fn admin_url(&self) -> Option<&str> {
         self.admin_url.as_deref()
     }
 
     /// The port of [`url`](Self::url).
     pub fn port(&self) -> u16 {
-        self.port
+        self.ports[0]
     }
 
     /// What kind it is.
@@ -200,23 +204,31 @@ impl PrivateBroker {
         self.ask(Request::Restart).map(drop)
     }
 
-    /// What its process has used, its earlier lives included, and holds now. It takes some
-    /// milliseconds.
+    /// What its processes have used so far, those before a restart included, and what the one that
+    /// runs holds now (`None` while it does not run). Where it does not answer, counts are as it
+    /// told them last. It takes some milliseconds (if the broker hangs, half a second), also while
+    /// the broker is being restarted.
+    ///
+    /// From its first call on, what ends the broker looks at its load before, so that nothing is
+    /// missing but what happens in that moment. After a crash etcd does again, and counts again,
+    /// what it had not yet written into its database (0.1 s).
     pub fn load(&self) -> Load {
-        let pid = self.pid();
-        let monitoring = self.admin_url.as_deref().unwrap_or(&self.url).rsplit_once(':');
-        let monitoring = monitoring.and_then(|(_, port)| port.parse().ok());
-        let now = load::sample(load::Asked { kind: self.kind.name, pid, monitoring });
-        self.state().sum.with(pid, now)
+        self.meter.sample(&self.kind.monitoring, &self.ports)
     }
 
     fn ask(&self, request: Request) -> Result<Report, BrokerError> {
         let mut state = self.state();
+        if matches!(request, Request::Stop | Request::Kill | Request::Restart)
+            && self.meter.is_wanted()
+        {
+            self.load();
+        }
         let report = match &mut state.keeper {
             Keeper::Guard(guard) => guard.ask(request)?,
             Keeper::Here(kept) => kept.instance.obey(request, &AtomicBool::new(false))?,
         };
         state.pid = report.pid;
+        self.meter.runs(report.process.as_ref());
         Ok(report)
     }
 

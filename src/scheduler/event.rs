@@ -184,13 +184,14 @@ pub struct Load {
     pub cpu: Option<u64>,
     /// Resident memory, bytes.
     pub resident: Option<u64>,
-    /// Bytes that it caused to be written to the disk.
+    /// Bytes that it caused to be written to the disk; to a file system in memory it writes none.
     pub written: Option<u64>,
-    /// Connections of clients.
+    /// Connections of clients; Pulsar is one of its own.
     pub connections: Option<u64>,
-    /// Messages that it took in, as it counts them itself (etcd: revisions).
+    /// Messages that it took in, as it counts them itself: for NATS whatever clients send, for
+    /// Pulsar and NSQ what is published to topics, for etcd puts and deletions.
     pub messages_in: Option<u64>,
-    /// Messages that it delivered, likewise (etcd: events to watchers).
+    /// Messages that it delivered, likewise; for etcd events to watchers.
     pub messages_out: Option<u64>,
     /// Leases that live (etcd).
     pub leases: Option<u64>,

@@ -19,6 +19,7 @@ use rustix::process::Pid;
 
 mod background;
 mod etcd;
+mod load;
 mod nsq;
 mod private;
 mod pulsar;

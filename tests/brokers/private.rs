@@ -20,7 +20,8 @@ use rustix::process::{Signal, kill_process, kill_process_group};
 use tempfile::TempDir;
 
 use crate::{
-    PATIENCE, eventually, greeting, is_empty, mode, nats, nats_server, pid, ps, runs, sleeper,
+    PATIENCE, eventually, greeting, is_empty, listens_on_loopback, mode, nats, nats_server, pid,
+    ps, runs, sleeper,
 };
 
 /// Settings for a guarded broker in a directory that the test looks at afterwards.
@@ -192,12 +193,15 @@ fn extra_lines_reach_the_server_but_do_not_move_it() {
     for sync in [SyncInterval::Always, SyncInterval::Every(Duration::from_millis(250))] {
         let mut settings = settings(&binary, dir.path());
         settings.sync = Some(sync);
-        settings.extra = "listen: \"0.0.0.0:4222\"\nmax_payload: 4321".into();
+        settings.extra = "listen: \"0.0.0.0:4222\"\nhttp: \"0.0.0.0:8222\"\nmonitor_port: 8223\n\
+                          max_payload: 4321"
+            .into();
         let broker = start(nats(), settings).unwrap();
         let greeting = greeting(broker.port(), PATIENCE).unwrap();
         assert!(greeting.contains(r#""max_payload":4321"#), "{greeting}");
         let log = broker.log_tail().unwrap();
         assert!(log.contains(&format!("connections on 127.0.0.1:{}", broker.port())), "{log}");
+        listens_on_loopback(broker.pid(), 2);
     }
 }
 

@@ -100,8 +100,21 @@ fn a_private_pulsar_takes_clients_on_this_machine_alone_and_leaves_nothing() {
     listens_on_loopback(broker.pid(), 3);
 
     // At once, since it said that it is ready.
+    let idle = broker.load();
     publish(&broker);
     assert!(published(&broker).ends_with("hello"));
+    // It counts what clients publish, as it does itself to see that it is healthy, and not what
+    // comes over HTTP.
+    http(admin, "GET /admin/v2/brokers/health", "", PATIENCE).unwrap();
+    assert!(idle.connections.is_some(), "{idle:?}");
+    eventually("a message is counted", || {
+        broker.load().messages_in == idle.messages_in.map(|count| count + 1)
+    });
+    let used = broker.load();
+    if cfg!(target_os = "linux") {
+        assert!(used.cpu > idle.cpu && used.resident > Some(100_000_000), "{idle:?} {used:?}");
+        assert!(used.written >= idle.written);
+    }
     // What is not there is not made by asking for it.
     let other = "POST /topics/persistent/public/default/other";
     let message = r#"{"producerName":"p","messages":[{"payload":"hello"}]}"#;
@@ -132,6 +145,7 @@ fn a_pulsar_can_be_paused_and_killed_and_restarts_on_its_store_and_address() {
     http(admin_port(&broker), version, "", PATIENCE).unwrap();
 
     let first = broker.pid();
+    let before = broker.load();
     broker.kill9().unwrap();
     assert!(!runs(first));
     // The restart meets somebody who has one of its ports for the moment.
@@ -147,6 +161,9 @@ fn a_pulsar_can_be_paused_and_killed_and_restarts_on_its_store_and_address() {
     });
     assert_ne!(broker.pid(), first);
     assert_eq!((broker.url(), broker.admin_url().unwrap()), (url.as_str(), admin.as_str()));
+    let after = broker.load();
+    assert!(after.messages_in >= before.messages_in && before.messages_in.is_some());
+    assert!(after.cpu >= before.cpu, "{before:?} {after:?}");
     let found = published(&broker);
     assert!(found.ends_with("hello"), "{found}");
     listens_on_loopback(broker.pid(), 3);
