@@ -1,8 +1,9 @@
 //! What a private broker costs its machine: from the operating system, and from the broker's own
 //! monitoring.
 //!
-//! A sample never fails: what cannot be told is `None`. It costs the broker what it takes to answer
-//! one request (measured: 1 ms for NATS and nsqd, 5 ms for etcd, 20 ms for Pulsar).
+//! A sample never fails: what cannot be told is `None`. It costs the broker one answer (measured,
+//! once warm: 0.2 ms of a processor for NATS and nsqd, 2 ms for etcd, 5 ms for Pulsar), and this
+//! process 6 ms of the kernel's for every thousand connections where the kernel counts them.
 
 use std::{
     fs,
