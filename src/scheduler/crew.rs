@@ -181,11 +181,13 @@ impl Crew {
         of: impl Fn(&Member) -> bool,
     ) -> Vec<u32> {
         let there = self.agents.iter().filter(|(_, member)| of(member));
-        let mut chosen: Vec<_> = there.map(|(&id, _)| id).collect();
+        let (mut chosen, mut others): (Vec<_>, Vec<_>) = there.partition(|(_, m)| m.is_busy());
         chosen.shuffle(chance);
-        chosen.sort_by_key(|id| !self.agents[id].is_busy());
         chosen.truncate(count as usize);
-        chosen
+        // Of thousands only those that are needed.
+        let (further, _) = others.partial_shuffle(chance, count as usize - chosen.len());
+        chosen.extend_from_slice(further);
+        chosen.into_iter().map(|(&id, _)| id).collect()
     }
 
     /// All that are there.
