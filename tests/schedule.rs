@@ -326,7 +326,7 @@ fn workload_on_pulsar() {
     let Some(found) = real("pulsar", &["--duration", "10s"], folder.path()) else { return };
     let failover = property(&found, "failover");
     assert_eq!(failover.verdict, Verdict::Pass, "{failover:#?}");
-    let after = figure(&found, "failover", "elected_after_ms");
+    let after = figure(&found, "failover", "replaced_after_ms");
     assert!(after > 0.0 && after < 5000.0, "{after}");
     assert_eq!(figure(&found, "once-per-tick", "extra_copies"), 0.0);
     let missed = figure(&found, "every-tick-executed", "missed");

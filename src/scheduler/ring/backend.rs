@@ -251,7 +251,9 @@ impl Backend {
             return;
         }
         let request = Request { check, tick: firing.tick, scheduler: self.id, copy: firing.copy };
-        let outcome = Published::Confirmed { duplicate: Some(!won), position: None };
+        // The one that put the trigger scheduled it; a loser emits the same, and nobody drops it.
+        let duplicate = won.then_some(false);
+        let outcome = Published::Confirmed { duplicate, position: None };
         self.world.recorder.record(invoked, Event::Publish { request, outcome });
         if let Some(session) = session {
             // One that has just gone takes nothing more.
