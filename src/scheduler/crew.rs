@@ -52,8 +52,9 @@ pub(super) struct Employed<O> {
     pub(super) link: Option<Arc<dyn Link>>,
 }
 
-/// How many agents join at the same time.
-const JOINING: usize = 256;
+/// How many agents join at the same time: with more, a NATS server that has thousands of waiting
+/// consumers answers the last later than a request may take (measured at 256).
+const JOINING: usize = 64;
 
 impl Crew {
     pub(super) fn new(world: Arc<World>, connector: Arc<dyn Connector>) -> Self {
