@@ -168,7 +168,7 @@ fn evaluator(criterion: &mut Criterion) {
     });
     let workload = workload();
     let capabilities = history.header.capabilities.clone();
-    let begin = || Watch::new(&workload, &capabilities, true).unwrap();
+    let begin = || Watch::new(&workload, &capabilities).unwrap();
     let mut watched = begin();
     group.throughput(Throughput::Elements(watch(&workload, &mut watched)));
     let mut findings = Findings::default();

@@ -75,12 +75,12 @@ fn judge_schedule(
         let problem = format!("this is the history of {} on {}", header.property, header.target);
         return Err(reader.malformed(problem));
     }
-    let (capabilities, simulated) = (header.capabilities.clone(), header.virtual_time);
+    let capabilities = header.capabilities.clone();
     let Some(Op { what: What::Workload(workload), .. }) = reader.next_op()? else {
         return Ok(of_all(Verdict::Unknown, "no workload was begun"));
     };
-    let mut watch = Watch::new(&workload, &capabilities, simulated)
-        .map_err(|problem| reader.malformed(problem))?;
+    let mut watch =
+        Watch::new(&workload, &capabilities).map_err(|problem| reader.malformed(problem))?;
     let mut costs = Costs::default();
     while let Some(op) = reader.next_op()? {
         if let What::Schedule(event) = &op.what {

@@ -178,7 +178,17 @@ fn one(
         }
     };
     let simulated = driver.simulated();
-    let workload = fit(target, schedule, &introduction, simulated)?;
+    let workload = match fit(target, schedule, &introduction, simulated) {
+        Ok(workload) => workload,
+        // One of several that the workload is not for must not cost the results of the others.
+        Err(error) if plan.targets.len() > 1 => {
+            show(Shown::Line(&format!("{}: left out: {error}", target.name)));
+            record.absent = Some(error.to_string());
+            keep(record)?;
+            return Ok(TargetResult { absent: Some(error.to_string()), ..result });
+        }
+        Err(error) => return Err(error.into()),
+    };
     for warning in schedule.warnings(&workload, &introduction.capabilities) {
         show(Shown::Line(&format!("{}: warning: {warning}", target.name)));
     }
@@ -347,7 +357,7 @@ impl Play<'_> {
         }
         let capabilities = &self.introduction.capabilities;
         Ok(Books {
-            watch: Watch::new(self.workload, capabilities, simulated)?,
+            watch: Watch::new(self.workload, capabilities)?,
             costs: Costs::default(),
             counts: Counts::default(),
             file,

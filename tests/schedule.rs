@@ -143,6 +143,20 @@ fn a_pause_longer_than_the_window_schedules_twice_and_is_warned_of() {
 }
 
 #[test]
+fn a_target_that_a_workload_is_not_for_does_not_cost_the_others_their_results() {
+    let arguments =
+        ["schedule", "--backend", "memory,etcd-ring", "--interval", "1500ms", "--format", "json"];
+    let output = run(&arguments);
+    let found = results(&output);
+    assert_eq!(found.targets[0].properties.len(), 10, "{}", words(&output));
+    let other = &found.targets[1];
+    // Where etcd is not on this machine, that is why.
+    assert!(
+        other.absent.is_some() || other.properties.iter().all(|p| p.verdict == Verdict::Broken)
+    );
+}
+
+#[test]
 fn cron_lines_are_due_when_they_say() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("cron.yaml");

@@ -242,8 +242,7 @@ fn judge(aspect: Aspect, evidence: &Evidence<'_>, findings: &mut Findings) {
         findings.undecided("no workload was begun");
         return;
     };
-    let header = evidence.header;
-    match Watch::new(workload, &header.capabilities, header.virtual_time) {
+    match Watch::new(workload, &evidence.header.capabilities) {
         Ok(mut watch) => {
             for op in evidence.ops {
                 if let Err(problem) = watch.see_op(op) {

@@ -286,18 +286,17 @@ impl Replica {
         self.state(SchedulerState::Resumed);
         if !self.world.workload.schedulers.catch_up {
             let now = self.clock.shows(self.world.since_epoch());
-            self.skip_until(|_| now);
+            self.skip_until(now);
         }
     }
 
-    /// Leaves out what is due before a time of this clock, which may depend on the check, and says so.
-    fn skip_until(&mut self, time: impl Fn(&Entry) -> u64) {
+    /// Leaves out what is due before a time of this clock, and says so.
+    fn skip_until(&mut self, time: u64) {
         let mut kept = BinaryHeap::with_capacity(self.agenda.len());
         for Reverse(mut due) in std::mem::take(&mut self.agenda).into_vec() {
             let entry = &self.checks[due.check as usize];
-            let limit = time(entry);
             let mut skipped: Option<(u64, u64)> = None;
-            while due.at < limit {
+            while due.at < time {
                 skipped = Some((skipped.map_or(due.tick, |(first, _)| first), due.tick));
                 let tick = Tick { due: due.at, number: due.tick };
                 let Some(next) = entry.ticks.after(tick) else { break };

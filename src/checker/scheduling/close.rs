@@ -1,6 +1,6 @@
 //! What is judged of a tick when nothing of it can be due any more.
 
-use super::{Aspect, EXACT, Handed, Key, Open, Time, Watch, tick::Fate};
+use super::{Aspect, EXACT, Handed, Key, Open, Time, Watch, late::SLOW_BROKER, tick::Fate};
 use crate::{
     checker::{AnomalyKind, words},
     history::nanos,
@@ -91,8 +91,12 @@ impl Watch {
             let allowed = self.in_time(open.due.max(excused.unwrap_or(0)));
             let allowed = allowed.saturating_add(self.stalled(handover.at, first));
             let unknown = handover.excuses && handover.replaced.is_none();
-            if first > allowed && !unknown && !self.restarted_within(open.due, first) {
-                late_by = Some(first - open.due);
+            if first <= allowed || unknown || self.restarted_within(open.due, first) {
+                continue;
+            }
+            match first <= allowed.saturating_add(self.figures.slowest_answer) {
+                true => self.of(Aspect::Failover).undecided(SLOW_BROKER),
+                false => late_by = Some(first - open.due),
             }
         }
         if let Some(late_by) = late_by {
@@ -263,6 +267,11 @@ impl Watch {
                 self.of(Aspect::AgentCrash).undecided(
                     "agents were busy, or this program was held up, when something was to return",
                 );
+                continue;
+            }
+            let slow = stalled.saturating_add(self.figures.slowest_answer);
+            if next.at.1 <= held.saturating_add(limit).saturating_add(slow) {
+                self.of(Aspect::AgentCrash).undecided(SLOW_BROKER);
                 continue;
             }
             let example = format!(

@@ -19,6 +19,8 @@ pub(super) struct Figures {
     pub(super) published: u64,
     pub(super) dropped: u64,
     pub(super) unconfirmed: u64,
+    /// The longest that the broker took to confirm a publish, restarts apart.
+    pub(super) slowest_answer: Time,
     pub(super) received: u64,
     pub(super) executions: u64,
     pub(super) failed: u64,
@@ -112,6 +114,7 @@ impl Figures {
             published: 0,
             dropped: 0,
             unconfirmed: 0,
+            slowest_answer: 0,
             received: 0,
             executions: 0,
             failed: 0,

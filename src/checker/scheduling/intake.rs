@@ -103,6 +103,10 @@ impl Watch {
         let key = self.key(&request)?;
         let fate = Fate::from(outcome);
         self.figures.published(fate);
+        if matches!(fate, Fate::Stored | Fate::Dropped) && !self.restarted_within(at.0, at.1) {
+            let took = at.1.saturating_sub(at.0);
+            self.figures.slowest_answer = self.figures.slowest_answer.max(took);
+        }
         self.refused(key, outcome);
         if let Some(open) = self.open(key) {
             open.publishes.push(Sent { request, at, fate });

@@ -15,6 +15,10 @@ const RECOVERY: Duration = Duration::from_secs(15);
 /// How soon an agent takes what was waiting in its hands.
 const AT_ONCE: Duration = Duration::from_millis(50);
 
+/// Why lateness decides nothing where all that the broker does is slow.
+pub(super) const SLOW_BROKER: &str =
+    "something came later than tolerated from a broker that was as slow to confirm a publish";
+
 /// Why a tick came late.
 enum Late {
     /// It did not.
@@ -95,8 +99,12 @@ impl Watch {
         if published_late && self.nobody_published(due, published) {
             return Late::Disturbed;
         }
-        if came <= allowed.saturating_add(self.stalled(due, came)) {
+        let allowed_if_stalled = allowed.saturating_add(self.stalled(due, came));
+        if came <= allowed_if_stalled {
             return Late::Undecided("this program was held up by the machine while it waited");
+        }
+        if came <= allowed_if_stalled.saturating_add(self.figures.slowest_answer) {
+            return Late::Undecided(SLOW_BROKER);
         }
         if published_late {
             return Late::Published;

@@ -112,13 +112,7 @@ impl Watch {
     ///
     /// # Errors
     /// What the workload says that cannot be.
-    pub fn new(
-        workload: &Workload,
-        capabilities: &Capabilities,
-        virtual_time: bool,
-    ) -> Result<Self, String> {
-        // A simulated clock is as exact as any: it needs no other rules.
-        let _ = virtual_time;
+    pub fn new(workload: &Workload, capabilities: &Capabilities) -> Result<Self, String> {
         if workload.agents.is_empty() || workload.agents.iter().any(|group| group.pools.is_empty())
         {
             return Err("a workload without agents, or with agents of no pool".into());

@@ -200,7 +200,7 @@ impl Play {
         self.events.sort_by_key(|(at, _)| at.1);
         let connector = MemoryConnector::new(MemorySettings::default());
         let capabilities = capabilities(&connector);
-        let mut watch = Watch::new(&self.workload, &capabilities, true).unwrap();
+        let mut watch = Watch::new(&self.workload, &capabilities).unwrap();
         self.stalls.iter().for_each(|&stall| watch.stalls.push(stall));
         for (at, event) in &self.events {
             watch.see(*at, event).unwrap();
