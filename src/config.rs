@@ -30,9 +30,7 @@ pub use nats::{Nats, NatsAuth, NatsServer, NatsTls, Storage};
 pub use nsq::{Nsq, NsqAuth, NsqServer};
 pub use pulsar::{Pulsar, PulsarAuth, PulsarOAuth2, PulsarServer};
 pub use resolve::{BACKENDS, BASELINES, Selection, nearest};
-pub use schedule::{
-    AgentSettings, CheckSettings, ChurnSettings, Execution, Schedule, SchedulerSettings,
-};
+pub use schedule::{AgentSettings, CheckSettings, Execution, Schedule};
 #[cfg(feature = "nats")]
 pub(crate) use secrets::read_secret;
 #[cfg(any(feature = "nats", feature = "pulsar", feature = "nsq"))]

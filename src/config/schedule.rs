@@ -23,7 +23,7 @@ pub struct Schedule {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strategy: Option<Strategy>,
     /// The schedulers.
-    pub schedulers: SchedulerSettings,
+    pub schedulers: Schedulers,
     /// The checks.
     pub checks: Vec<CheckSettings>,
     /// The agents.
@@ -43,28 +43,9 @@ pub struct Schedule {
     pub tolerance: Duration,
     /// Agents that come and go all the time.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub churn: Option<ChurnSettings>,
+    pub churn: Option<Churn>,
     /// What happens when, as `30s kill 1 scheduler`.
     pub timeline: Vec<Moment>,
-}
-
-/// The schedulers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct SchedulerSettings {
-    /// How many.
-    pub count: u16,
-    /// How far their clocks are off, at most.
-    #[serde(with = "humantime_serde")]
-    pub skew: Duration,
-    /// How much too slow or fast their clocks run, at most, parts in a million.
-    pub drift_ppm: u32,
-    /// Whether one that was paused publishes what fell due meanwhile.
-    pub catch_up: bool,
-    /// How many publishes of one scheduler may be unconfirmed.
-    pub in_flight: u32,
-    /// How often it repeats a publish of which it is not known whether it was stored.
-    pub retries: u16,
 }
 
 /// Checks that differ in their number only.
@@ -131,28 +112,12 @@ pub struct Execution {
     pub mean: Option<Duration>,
 }
 
-/// Agents that come and go all the time.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ChurnSettings {
-    /// How often some go.
-    #[serde(with = "humantime_serde")]
-    pub every: Duration,
-    /// How many go each time.
-    pub agents: u32,
-    /// How long until as many come.
-    #[serde(with = "humantime_serde")]
-    pub away: Duration,
-    /// The part of them that crash instead of leaving.
-    pub crash: f64,
-}
-
 impl Default for Schedule {
     fn default() -> Self {
         Schedule {
             duration: Duration::from_secs(60),
             strategy: None,
-            schedulers: SchedulerSettings::default(),
+            schedulers: Schedulers::default(),
             checks: vec![CheckSettings::default()],
             agents: vec![AgentSettings::default()],
             connection_per_agent: false,
@@ -162,19 +127,6 @@ impl Default for Schedule {
             tolerance: Duration::from_secs(1),
             churn: None,
             timeline: Vec::new(),
-        }
-    }
-}
-
-impl Default for SchedulerSettings {
-    fn default() -> Self {
-        SchedulerSettings {
-            count: 3,
-            skew: Duration::ZERO,
-            drift_ppm: 0,
-            catch_up: true,
-            in_flight: 1024,
-            retries: 5,
         }
     }
 }
@@ -213,13 +165,6 @@ impl Default for Execution {
     fn default() -> Self {
         let (least, most) = (Duration::from_millis(20), Duration::from_millis(200));
         Execution { least, most, mean: None }
-    }
-}
-
-impl Default for ChurnSettings {
-    fn default() -> Self {
-        let (every, away) = (Duration::from_secs(10), Duration::from_secs(60));
-        ChurnSettings { every, agents: 1, away, crash: 0.5 }
     }
 }
 
@@ -265,13 +210,11 @@ impl Schedule {
                 )));
             }
         }
-        let SchedulerSettings { count, skew, drift_ppm, catch_up, in_flight, retries } =
-            self.schedulers;
         let workload = Workload {
             duration: self.duration,
             epoch_unix_ms,
             strategy,
-            schedulers: Schedulers { count, skew, drift_ppm, catch_up, in_flight, retries },
+            schedulers: self.schedulers.clone(),
             pools,
             checks,
             agents,
@@ -280,12 +223,7 @@ impl Schedule {
             ack_timeout: self.ack_timeout,
             dedup_window: self.dedup_window,
             tolerance: self.tolerance,
-            churn: self.churn.map(|churn| Churn {
-                every: churn.every,
-                agents: churn.agents,
-                away: churn.away,
-                crash: churn.crash,
-            }),
+            churn: self.churn,
             timeline: self.timeline.clone(),
         };
         range("schedule.checks", workload.check_count(), 1, 100_000)?;

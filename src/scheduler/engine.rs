@@ -11,9 +11,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Action, BrokerState, Event, Flaw, Load, Recorder, SchedulerState, Workload,
+    Action, BrokerControl, Event, Flaw, Recorder, SchedulerState, Workload,
     agenda::{Agenda, Happens, SAMPLE},
     agent::quiet,
+    control,
     crew::{self, Crew, Employed},
     replica::{self, Replica},
     world::{Queue, SUBSCRIPTION, World, topics},
@@ -40,18 +41,6 @@ pub struct Setup {
     pub broker: Option<Arc<dyn BrokerControl>>,
     /// Ends the run early.
     pub cancel: CancellationToken,
-}
-
-/// What can be done to a broker's process. The calls block.
-pub trait BrokerControl: Send + Sync {
-    /// Stops it and starts it again on the same store.
-    ///
-    /// # Errors
-    /// Why that failed, in words.
-    fn restart(&self) -> Result<(), String>;
-
-    /// What it has used.
-    fn load(&self) -> Load;
 }
 
 /// Runs a workload to its end.
@@ -347,28 +336,11 @@ impl Engine {
     }
 
     async fn restart_broker(&mut self) -> Result<(), Halt> {
-        let Some(broker) = self.broker.clone() else {
-            return Err(Halt::Undecided("the broker is not ours to restart".into()));
-        };
-        let now = self.world.recorder.now();
-        self.world.recorder.record_at((now, now), Event::Broker(BrokerState::Stopped));
-        let restarted = tokio::task::spawn_blocking(move || broker.restart()).await;
-        match restarted {
-            Ok(Ok(())) => {}
-            Ok(Err(why)) => return Err(Halt::Broken(format!("restarting the broker: {why}"))),
-            Err(error) => return Err(Halt::Broken(format!("restarting the broker: {error}"))),
-        }
-        self.world.recorder.record(now, Event::Broker(BrokerState::Started));
-        Ok(())
+        control::restart(self.broker.as_ref(), &self.world.recorder).await
     }
 
     async fn sample(&self) {
-        let Some(broker) = self.broker.clone() else { return };
-        let now = self.world.recorder.now();
-        // A task that cannot be joined has no answer, and there are other samples.
-        if let Ok(load) = tokio::task::spawn_blocking(move || broker.load()).await {
-            self.world.recorder.record(now, Event::Load(load));
-        }
+        control::sample(self.broker.as_ref(), &self.world.recorder).await;
     }
 
     /// Waits until nothing has happened to any request for a time in which everything that is due

@@ -10,6 +10,7 @@ mod agent;
 mod cadence;
 mod chance;
 mod clock;
+mod control;
 mod crew;
 mod engine;
 mod envelope;
@@ -26,7 +27,8 @@ mod world;
 
 pub use cadence::{Cadence, Tick, Ticks};
 pub use clock::Clock;
-pub use engine::{BrokerControl, Setup, run};
+pub use control::BrokerControl;
+pub use engine::{Setup, run};
 pub use event::{AgentState, BrokerState, Event, Load, Request, SchedulerState};
 pub use figures::Costs;
 pub use flaw::Flaw;

@@ -52,6 +52,7 @@ pub struct Workload {
 
 /// The schedulers: replicas that know nothing of each other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Schedulers {
     /// How many there are at the beginning, 1 or more.
     pub count: u16,
@@ -133,6 +134,7 @@ pub enum Distribution {
 
 /// Agents that come and go all the time.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Churn {
     /// How often some go.
     #[serde(with = "humantime_serde")]
@@ -172,6 +174,26 @@ pub struct Check<'w> {
     pub group: &'w CheckGroup,
     /// Its number within the group.
     pub nth: u32,
+}
+
+impl Default for Schedulers {
+    fn default() -> Self {
+        Schedulers {
+            count: 3,
+            skew: Duration::ZERO,
+            drift_ppm: 0,
+            catch_up: true,
+            in_flight: 1024,
+            retries: 5,
+        }
+    }
+}
+
+impl Default for Churn {
+    fn default() -> Self {
+        let (every, away) = (Duration::from_secs(10), Duration::from_secs(60));
+        Churn { every, agents: 1, away, crash: 0.5 }
+    }
 }
 
 impl Workload {

@@ -15,8 +15,9 @@ use super::{Store, World, agent::Agent, backend::Backend, backend::Session};
 use crate::{
     history::{Halt, nanos},
     scheduler::{
-        Action, AgentState, BrokerControl, BrokerState, Event, SchedulerState,
+        Action, AgentState, BrokerControl, Event, SchedulerState,
         agenda::{Agenda, Happens, SAMPLE},
+        control,
     },
 };
 
@@ -345,27 +346,11 @@ impl Engine {
     }
 
     async fn restart(&mut self) -> Result<(), Halt> {
-        let Some(broker) = self.broker.clone() else {
-            return Err(Halt::Undecided("etcd is not ours to restart".into()));
-        };
-        let now = self.world.recorder.now();
-        self.world.recorder.record_at((now, now), Event::Broker(BrokerState::Stopped));
-        match tokio::task::spawn_blocking(move || broker.restart()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(why)) => return Err(Halt::Broken(format!("restarting etcd: {why}"))),
-            Err(error) => return Err(Halt::Broken(format!("restarting etcd: {error}"))),
-        }
-        self.world.recorder.record(now, Event::Broker(BrokerState::Started));
-        Ok(())
+        control::restart(self.broker.as_ref(), &self.world.recorder).await
     }
 
     async fn sample(&self) {
-        let Some(broker) = self.broker.clone() else { return };
-        let now = self.world.recorder.now();
-        // A task that cannot be joined has no answer, and there are other samples.
-        if let Ok(load) = tokio::task::spawn_blocking(move || broker.load()).await {
-            self.world.recorder.record(now, Event::Load(load));
-        }
+        control::sample(self.broker.as_ref(), &self.world.recorder).await;
     }
 
     /// Waits until no tick can have a firing any more (a time since the epoch) and nothing is

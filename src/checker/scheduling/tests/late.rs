@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::play::{Play, STORED, due, judge, workload};
+use super::play::{DROPPED, Play, STORED, due, judge, workload};
 use crate::{
     checker::{AnomalyKind, scheduling::Aspect},
     history::How,
@@ -52,6 +52,18 @@ fn clocks_that_may_be_behind_make_no_tick_late() {
     play.publish((0, 0), 5, (6000, 6001), STORED);
     play.handle(0, (0, 0), 5, 6005);
     play.passes(Aspect::Lateness);
+}
+
+#[test]
+fn a_broker_that_confirms_as_slowly_as_it_delivers_decides_nothing_and_later_than_that_is_late() {
+    for (after, verdict) in [(1400, Verdict::Unknown), (1900, Verdict::Fail)] {
+        let mut play = play();
+        // Another tick's publish took a second to be confirmed.
+        play.publish((0, 1), 4, (4001, 5001), DROPPED);
+        play.handle(2, (0, 0), 5, due(5) + after);
+        let found = play.judged(Aspect::Lateness);
+        assert_eq!(found.verdict().0, verdict, "{found:#?}");
+    }
 }
 
 #[test]
